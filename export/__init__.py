@@ -1,0 +1,1 @@
+"""Checkpoint folder in, bundle out. The only part of pochade that needs PyTorch."""

@@ -1,0 +1,1 @@
+"""PyTorch modules that load the published weights by their published keys, written from the specifications."""

@@ -1,0 +1,71 @@
+"""The few operations that ONNX Runtime has one fast kernel for.
+
+In eager mode they are plain PyTorch, differentiable and checked against the goldens. While a component is traced
+they become single `com.microsoft` nodes, so that no pattern matching has to find them again in the traced graph.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name everyone gives it
+from torch import Tensor
+
+
+def _symbolic(op: str, inputs: list[Tensor], shape: torch.Size | list[int], dtype: torch.dtype, **attrs: object) -> Tensor:
+    return torch.onnx.ops.symbolic(op, inputs, attrs=attrs, dtype=dtype, shape=shape, version=1)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """`x / sqrt(mean(x^2) + eps) * weight` over the last axis; statistics in float32, result in x's dtype."""
+    if torch.compiler.is_exporting():
+        attrs = {"axis": -1, "epsilon": eps, "stash_type": 1}
+        return torch.onnx.ops.symbolic(
+            "SimplifiedLayerNormalization", [x, weight], attrs=attrs, dtype=x.dtype, shape=x.shape
+        )
+    return F.rms_norm(x, weight.shape, weight, eps)
+
+
+def layer_norm(x: Tensor, eps: float) -> Tensor:
+    """Layer norm over the last axis without weight and bias."""
+    return F.layer_norm(x, x.shape[-1:], None, None, eps)
+
+
+def gelu_tanh(x: Tensor) -> Tensor:
+    """GELU in its tanh approximation (Hendrycks and Gimpel 2016, section 2)."""
+    if torch.compiler.is_exporting():
+        return _symbolic("com.microsoft::FastGelu", [x], x.shape, x.dtype)
+    return F.gelu(x, approximate="tanh")
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
+    """Rotary embedding of neighbouring channel pairs (Su et al. 2021, section 3.4.2), evaluated in float32.
+
+    Args:
+        x: queries or keys, (batch, tokens, heads * head_dim).
+        cos: (tokens, head_dim / 2).
+        sin: as `cos`.
+        heads: number of attention heads.
+    """
+    if torch.compiler.is_exporting():
+        offset = torch.zeros(1, dtype=torch.int64)
+        attrs = {"interleaved": 1, "num_heads": heads}
+        rotated = _symbolic("com.microsoft::RotaryEmbedding", [x.float(), offset, cos, sin], x.shape, torch.float32, **attrs)
+        return rotated.to(x.dtype)
+    batch, tokens, dim = x.shape
+    pairs = x.float().view(batch, tokens, heads, dim // heads // 2, 2)
+    even, odd = pairs.unbind(-1)
+    cos, sin = cos[:, None, :], sin[:, None, :]
+    rotated = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1)
+    return rotated.view(batch, tokens, dim).to(x.dtype)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """Unmasked multi-head attention; all tensors (batch, tokens, heads * head_dim), heads joined head-major.
+
+    No mask on purpose: ONNX Runtime's CPU kernel streams over the keys only without one, else it materializes
+    tokens x tokens scores.
+    """
+    if torch.compiler.is_exporting():
+        return _symbolic("com.microsoft::MultiHeadAttention", [q, k, v], q.shape, q.dtype, num_heads=heads)
+    split = [t.view(t.shape[0], t.shape[1], heads, -1).transpose(1, 2) for t in (q, k, v)]
+    return F.scaled_dot_product_attention(*split).transpose(1, 2).reshape(q.shape)

@@ -1,0 +1,30 @@
+"""Offline text-to-image on ONNX Runtime, without PyTorch.
+
+    import pochade
+    with pochade.load("starter") as pipe:
+        pipe("a large red star").images[0].save("star.png")
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+# The onnxruntime wheels since 1.29 start an uploader when they are imported, unless this is set before. Every
+# module of ours is imported after this line, so no import order of ours can start it.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "load"]
+
+if TYPE_CHECKING:
+    from pochade.runtime.loading import load
+
+
+def __getattr__(name: str) -> object:
+    """Import `load` on first use: `import pochade` alone stays free of numpy and onnxruntime."""
+    if name == "load":
+        from pochade.runtime.loading import load
+
+        return load
+    raise AttributeError(f"module 'pochade' has no attribute {name!r}")

@@ -1,0 +1,1 @@
+"""Trains the starter model: a tiny Meissonic-type checkpoint that draws coloured shapes."""
