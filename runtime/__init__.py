@@ -1,1 +1,1 @@
-
+"""Bundle in, image out: numpy, ONNX Runtime, tokenizers and Pillow, nothing else."""

@@ -79,21 +79,24 @@ class TransformerConfig:
         return config
 
 
+# A constant on purpose: arguments reach 63 000, so another runtime's rounding of exp would move the features by 3e-3.
+FREQUENCIES = (-math.log(10000.0) * torch.arange(SINUSOID_DIM // 2, dtype=torch.float32) / (SINUSOID_DIM // 2)).exp()
+
+
 def sinusoid(values: Tensor) -> Tensor:
     """Sinusoidal features of each number: (...) -> (..., 256) float32, cosines first, divisor 128 (spec 4.1).
 
-    Always float32: numbers reach 63 000, where half precision would round whole periods away.
+    Always float32: half precision would round whole periods away.
     """
-    half = SINUSOID_DIM // 2
-    exponent = -math.log(10000.0) * torch.arange(half, dtype=torch.float32) / half
-    angles = values.float()[..., None] * exponent.exp()
+    angles = values.float()[..., None] * FREQUENCIES
     return torch.cat((angles.cos(), angles.sin()), dim=-1)
 
 
-def axis_angles(width: int, length: int) -> Tensor:
-    """Rotary angles id * theta^(-2j/width) of one axis, (length, width / 2) float64."""
-    frequencies = ROPE_THETA ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
-    return torch.outer(torch.arange(length, dtype=torch.float64), frequencies)
+def rotary_tables(width: int, length: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of id * theta^(-2j/width) on one axis, (length, width / 2), float64 rounded once to float32."""
+    frequencies = ROPE_THETA ** (-torch.arange(0, width, 2, dtype=torch.float64, device="cpu") / width)
+    angles = torch.outer(torch.arange(length, dtype=torch.float64, device="cpu"), frequencies)
+    return angles.cos().float(), angles.sin().float()
 
 
 class RmsNorm(nn.Module):
@@ -302,6 +305,9 @@ class MaskedTransformer(nn.Module):
         if config.upsample:
             self.up_block = nn.ModuleDict({"upsample": Resample(dim)})
         self.mlm_layer = MlmHead(config)
+        # Plain attributes, not buffers: float32 in every model dtype, and real where the weights are not.
+        _, rows, columns = config.axes_dims_rope
+        self.row_tables, self.column_tables = rotary_tables(rows, MAX_GRID), rotary_tables(columns, MAX_GRID)
 
     def condition(self, pooled: Tensor, micro_conds: Tensor, timestep: Tensor) -> Tensor:
         """Condition vector `temb`, (batch, dim).
@@ -357,21 +363,19 @@ class MaskedTransformer(nn.Module):
 
         Axis 0 is always position 0 and text sits at (0, 0, 0): those angles are zero (spec 4.5).
         """
-        zero, rows, columns = self.config.axes_dims_rope
-        # The tables are float64 constants rounded once; a grid of them is only looked up and repeated.
+        still = self.config.axes_dims_rope[0] // 2
         tables = []
-        for part, text_value in ((torch.cos, 1.0), (torch.sin, 0.0)):
-            row = part(axis_angles(rows, MAX_GRID)).float()[:height, None].expand(-1, width, -1)
-            column = part(axis_angles(columns, MAX_GRID)).float()[None, :width].expand(height, -1, -1)
-            still = torch.full((1, 1, zero // 2), text_value).expand(height, width, -1)
-            image = torch.cat((still, row, column), dim=-1).flatten(0, 1)
-            text = torch.full((1, image.shape[-1]), text_value).expand(text_len, -1)
-            tables.append(torch.cat((text, image), dim=0))
+        for row_table, column_table, at_zero in zip(self.row_tables, self.column_tables, (1.0, 0.0), strict=True):
+            row = row_table[:height, None].expand(-1, width, -1)
+            column = column_table[None, :width].expand(height, -1, -1)
+            turning = torch.cat((row, column), dim=-1).flatten(0, 1)
+            # Text rows and the channels of axis 0 do not turn: cosine 1, sine 0.
+            tables.append(F.pad(turning, (still, 0, text_len, 0), value=at_zero))
         return tables[0], tables[1]
 
     def blocks(self, x: Tensor, y: Tensor, modulation: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
         """Image stream after all blocks, (batch, tokens, dim)."""
-        rows = modulation.split(1, dim=1)
+        rows = tuple(modulation[:, i : i + 1] for i in range(self.config.modulation_rows))
         for i, block in enumerate(self.transformer_blocks):
             x, y = block(x, y, rows[12 * i : 12 * (i + 1)], rope)
         z = torch.cat((y, x), dim=1)

@@ -1,1 +1,1 @@
-
+"""Graph changes, one per file. Weights stay lazy: a pass that changes a weight changes how it will be read."""

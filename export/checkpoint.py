@@ -1,0 +1,169 @@
+"""A published checkpoint folder: JSON files and safetensors, refused in words when they are not what they should be."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from pochade.errors import InputRefusedError
+
+T = TypeVar("T")
+M = TypeVar("M", bound=nn.Module)
+
+MAX_JSON_BYTES = 64 << 20
+"""An index of a sharded checkpoint has about a hundred bytes per tensor; anything near this is no index."""
+
+STEMS = ("diffusion_pytorch_model", "model")
+
+
+class Checkpoint:
+    """A folder with `model_index.json` and one sub-folder per part."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def open(cls, path: Path, parts: Collection[str]) -> Checkpoint:
+        """Checkpoint at `path`, once everything a pipeline of these `parts` needs is there.
+
+        Raises:
+            InputRefusedError: not a folder, or parts are missing; the message names all of them.
+        """
+        if not path.is_dir():
+            raise InputRefusedError(str(path), ["it is not a folder; give the folder that holds model_index.json"])
+        missing = [name for name in ("model_index.json", *parts) if not (path / name).exists()]
+        if missing:
+            raise InputRefusedError(
+                str(path), [f"it is no checkpoint folder in the published layout, missing {', '.join(missing)}"]
+            )
+        return cls(path)
+
+    def json(self, relative: str) -> dict[str, Any]:
+        """Object in a JSON file of the folder."""
+        return read_json(self.path / relative)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Object in a JSON file.
+
+    Raises:
+        InputRefusedError: absent, too large, not JSON, or not an object.
+    """
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise InputRefusedError(str(path), [f"it is larger than {MAX_JSON_BYTES >> 20} MiB"])
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputRefusedError(str(path), ["the file is missing"]) from None
+    except (ValueError, RecursionError) as error:
+        raise InputRefusedError(str(path), [f"it is not JSON ({error})"]) from None
+    if not isinstance(value, dict):
+        raise InputRefusedError(str(path), ["it holds no JSON object"])
+    return value
+
+
+def parse_config(kind: type[T], path: Path) -> T:
+    """`kind.from_dict` of a JSON file, with its complaints turned into a refusal of that file."""
+    values = read_json(path)
+    try:
+        config: T = kind.from_dict(values)  # type: ignore[attr-defined]
+    except KeyError as error:
+        raise InputRefusedError(str(path), [f"the value {error} is missing"]) from None
+    except (TypeError, ValueError) as error:
+        raise InputRefusedError(str(path), [str(error)]) from None
+    return config
+
+
+class TensorFolder:
+    """Tensors of one part, by published key, read from disk when asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._files = {path: _open(path) for path in _weight_files(folder)}
+        self._where = {key: handle for handle in self._files.values() for key in handle.keys()}  # noqa: SIM118
+
+    def keys(self) -> Collection[str]:
+        """Published keys of all files."""
+        return self._where.keys()
+
+    def __getitem__(self, key: str) -> Tensor:
+        """Tensor as stored; backed by the file, not copied, as long as nobody changes its dtype."""
+        tensor: Tensor = self._where[key].get_tensor(key)
+        return tensor
+
+    def check(self, module: nn.Module, ignored: Iterable[str] = ()) -> None:
+        """Compare keys and shapes with those of a module that loads them.
+
+        Args:
+            module: may be on the meta device.
+            ignored: prefixes of keys that published files may hold beside what the module needs.
+
+        Raises:
+            InputRefusedError: lists all missing, unexpected and mis-shaped tensors at once.
+        """
+        expected = {key: tuple(value.shape) for key, value in module.state_dict().items()}
+        found = {
+            key: tuple(handle.get_slice(key).get_shape())
+            for key, handle in self._where.items()
+            if not key.startswith(tuple(ignored))
+        }
+        faults = [f"missing tensor {key}" for key in expected.keys() - found.keys()]
+        faults += [f"unexpected tensor {key}" for key in found.keys() - expected.keys()]
+        faults += [
+            f"tensor {key} has shape {list(found[key])}, expected {list(shape)}"
+            for key, shape in expected.items()
+            if key in found and found[key] != shape
+        ]
+        if faults:
+            raise InputRefusedError(str(self.folder), sorted(faults))
+
+    def load_into(self, module: nn.Module, ignored: Iterable[str] = ()) -> None:
+        """Fill a module in float32, for checks and for training on; export itself streams tensors instead."""
+        self.check(module, ignored)
+        names = module.state_dict().keys()
+        module.load_state_dict({name: self[name].float() for name in names}, assign=True)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Weight files of a part: one file, shards by their index, or the fp16 copy when there is nothing else."""
+    for stem in STEMS:
+        index = folder / f"{stem}.safetensors.index.json"
+        if index.is_file():
+            return _shards(index)
+        for name in (f"{stem}.safetensors", f"{stem}.fp16.safetensors"):
+            if (folder / name).is_file():
+                return [folder / name]
+    raise InputRefusedError(str(folder), [f"no {' or '.join(f'{stem}.safetensors' for stem in STEMS)} in it"])
+
+
+def _shards(index: Path) -> list[Path]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, Mapping) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise InputRefusedError(str(index), ["it has no weight_map of file names"])
+    names = sorted(set(weight_map.values()))
+    faults = [f"shard {name!r} is not a plain file name" for name in names if Path(name).name != name]
+    faults += [f"shard {name} is missing" for name in names if not faults and not (index.parent / name).is_file()]
+    if faults:
+        raise InputRefusedError(str(index), faults)
+    return [index.parent / name for name in names]
+
+
+def _open(path: Path) -> Any:
+    """Handle on a safetensors file; its header has been checked against the file by the library."""
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputRefusedError(str(path), [f"it is no intact safetensors file ({error})"]) from None
+
+
+def empty(kind: type[M], config: object, dtype: torch.dtype = torch.float32) -> M:
+    """Module with unset weights: gigabytes of address space, no memory until something is written."""
+    with torch.device("meta"):
+        module = kind(config)
+    return module.to(dtype).to_empty(device="cpu").eval()

@@ -1,0 +1,43 @@
+"""Large float32 weights -> stored as float16, widened when a session opens."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+LEAST = 4096
+"""Smaller weights (norms, biases) are not worth a node."""
+
+
+class StoreHalfPass(ir.passes.InPlacePass):
+    """Halves the file of a component that computes in float32; ONNX Runtime folds the Cast when it loads."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Change every large float32 initializer of the main graph."""
+        graph = model.graph
+        large = [
+            value
+            for value in graph.initializers.values()
+            if value.dtype == ir.DataType.FLOAT and value.const_value is not None and value.const_value.size >= LEAST
+        ]
+        for value in large:
+            _store_half(graph, value)
+        return ir.passes.PassResult(model, bool(large))
+
+
+def _store_half(graph: ir.Graph, value: ir.Value) -> None:
+    source = value.const_value
+    assert source is not None and value.name is not None
+    half = ir.LazyTensor(
+        lambda: ir.Tensor(source.numpy().astype(np.float16)),
+        dtype=ir.DataType.FLOAT16,
+        shape=source.shape,
+        name=value.name,
+    )
+    del graph.initializers[value.name]
+    stored = ir.Value(name=value.name, shape=source.shape, type=ir.TensorType(half.dtype), const_value=half)
+    cast = ir.node("Cast", [stored], attributes={"to": int(ir.DataType.FLOAT)})
+    cast.outputs[0].name = f"{value.name}.float32"
+    graph.register_initializer(stored)
+    ir.convenience.replace_all_uses_with(value, cast.outputs[0])
+    graph.insert_before(graph[0], cast)

@@ -1,0 +1,112 @@
+"""The export itself: a checkpoint folder becomes a bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx_ir as ir
+import torch
+
+from pochade import __version__
+from pochade.bundle import Bundle, BundleWriter, Component, TensorSpec
+from pochade.errors import UsageError
+from pochade.export.families import FAMILIES
+from pochade.export.passes.store_half import StoreHalfPass
+from pochade.export.recipes import Recipe, choose, read_recipes
+from pochade.export.trace import build, save
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, and how much of it is."""
+
+
+def export_checkpoint(
+    checkpoint: Path,
+    target: Path,
+    *,
+    dtype: str = "fp32",
+    recipe: str | None = None,
+    text_encoder: Path | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Bundle:
+    """Bundle of a checkpoint in its published layout.
+
+    Weights are streamed one by one, so memory stays far below the size of the checkpoint.
+
+    Args:
+        checkpoint: folder as published.
+        target: folder to make.
+        dtype: `fp32`, or `fp16` for weights and for the activations of text encoder and transformer; what has to
+            be float32 (condition, sampler, codec) computes in float32 from weights stored as float16.
+        recipe: row of models.yaml; None finds the one that fits.
+        text_encoder: folder of another text tower of the same shape.
+        overwrite: replace an existing bundle.
+        progress: called as weights are written.
+
+    Raises:
+        InputRefusedError: the checkpoint is not what it should be.
+        OutputError: the bundle cannot be written.
+        UsageError: unknown dtype or recipe, or the target exists.
+    """
+    if dtype not in DTYPES:
+        raise UsageError(f"dtype {dtype!r} is unknown; choose {' or '.join(DTYPES)}")
+    row = choose(read_recipes(), checkpoint, recipe)
+    model = FAMILIES[row.family].open(checkpoint, text_encoder)
+    with BundleWriter(target, overwrite=overwrite) as writer:
+        components = {}
+        for name, graph in model.graphs(DTYPES[dtype]):
+            if progress:
+                progress(name, 0, 0)
+            components[name] = _write(graph(), writer.path, name, dtype, progress)
+        tokenizer = model.tokenizer()
+        tokenizer.save(str(writer.path / "tokenizer.json"), pretty=False)
+        return writer.finish(
+            name=writer.target.name,
+            family=row.family,
+            family_revision=model.revision,
+            task="text-to-image",
+            components=components,
+            tokenizer="tokenizer.json",
+            scheduler=model.scheduler_manifest(),
+            defaults=dict(row.defaults),
+            source=_source(row, checkpoint, text_encoder),
+        )
+
+
+def _write(model: ir.Model, folder: Path, name: str, dtype: str, progress: Progress | None) -> Component:
+    if dtype == "fp16":
+        StoreHalfPass()(model)
+    path = folder / f"{name}.onnx"
+    save(model, path, (lambda done, total: progress(name, done, total)) if progress else None)
+    data = path.with_name(path.name + ".data")
+    weights = [v.const_value for v in model.graph.initializers.values() if v.const_value is not None]
+    return Component(
+        name=name,
+        file=path.name,
+        external_data=(data.name,) if data.exists() else (),
+        inputs=tuple(_spec(value) for value in model.graph.inputs),
+        outputs=tuple(_spec(value) for value in model.graph.outputs),
+        precision=dtype,
+        quantization=None,
+        num_parameters=sum(w.size for w in weights if w.dtype.is_floating_point()),
+    )
+
+
+def _spec(value: ir.Value) -> TensorSpec:
+    assert value.name is not None and value.dtype is not None and value.shape is not None
+    shape = tuple(dim if isinstance(dim, int) else str(dim.value) for dim in value.shape)
+    return TensorSpec(value.name, str(value.dtype.numpy()), shape)
+
+
+def _source(recipe: Recipe, checkpoint: Path, text_encoder: Path | None) -> dict[str, str]:
+    source = {
+        "recipe": recipe.name,
+        "checkpoint": recipe.checkpoint,
+        "folder": checkpoint.resolve().name,
+        "licence": recipe.licence,
+        "exporter": f"pochade {__version__}, torch {torch.__version__}",
+    }
+    return source | ({"text_encoder": text_encoder.resolve().name} if text_encoder else {})

@@ -1,0 +1,402 @@
+"""Text-to-image with Meissonic and Monetico: masked tokens, a few more of them decided on every step.
+
+The loop, as the released pipeline runs it (Bai et al. 2024, arXiv 2410.08261): every cell of the token grid starts
+masked; each step predicts all masked cells, draws a code for each, keeps the most confident ones and masks the rest
+again, until the last step keeps them all and the codec decodes the grid.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pochade import __version__
+from pochade.bundle import Bundle
+from pochade.errors import BundleInvalidError, UsageError
+from pochade.runtime.image import to_image
+from pochade.runtime.memory import peak_memory
+from pochade.runtime.pipeline import Pipeline, Result, StepEvent
+from pochade.runtime.providers import Device
+from pochade.runtime.rng import MAX_SEED, Noise, PhiloxNoise, random_seed
+from pochade.runtime.schedulers.masked import MaskedSchedule
+from pochade.runtime.session import ComponentSession
+from pochade.runtime.tokenizer import PromptTokenizer, check_prompt
+
+REVISION = 1
+"""Of component and tensor names; pochade.export.families.meissonic agrees on it."""
+
+AESTHETIC_SCORE = 6.0
+"""What the released pipelines state as the wanted score."""
+
+PREVIEW_SIDE = 256
+MAX_SIDE = 8192
+MAX_STEPS = 1000
+MAX_IMAGES = 1000
+MAX_GUIDANCE = 1000.0
+
+
+@dataclass(frozen=True)
+class Request:
+    """A call with every default filled in and every value checked."""
+
+    prompts: tuple[str, ...]
+    """One per image."""
+    negative_prompts: tuple[str, ...]
+    width: int
+    height: int
+    num_inference_steps: int
+    guidance_scale: float
+    temperature: tuple[float, float]
+    seed: int
+
+    @property
+    def guided(self) -> bool:
+        """Whether the negative prompt takes part; the released pipeline compares strictly."""
+        return self.guidance_scale > 1.0
+
+
+class MeissonicPipeline(Pipeline):
+    """Masked-token text-to-image."""
+
+    revision: ClassVar = REVISION
+    components: ClassVar = ("text_encoder", "condition", "transformer", "sampler", "vq_decoder")
+
+    def __init__(self, bundle: Bundle, device: Device, threads: int | None = None) -> None:
+        super().__init__(bundle, device, threads)
+        scheduler, defaults = bundle.manifest.scheduler, bundle.manifest.defaults
+        try:
+            self._factor = int(scheduler["codec_factor"])
+            self._multiple = self._factor * int(scheduler["patch"])
+            self._mask_token_id = int(scheduler["mask_token_id"])
+            self._schedule = scheduler["masking_schedule"]
+            self._defaults = {
+                key: defaults[key]
+                for key in ("width", "height", "num_inference_steps", "guidance_scale", "temperature", "negative_prompt")
+            }
+        except (KeyError, TypeError, ValueError) as error:
+            raise BundleInvalidError(str(bundle.path), [f"scheduler or defaults lack a usable {error}"]) from None
+        if bundle.tokenizer_path is None:
+            raise BundleInvalidError(str(bundle.path), ["no tokenizer is declared"])
+        self._tokenizer = PromptTokenizer(bundle.tokenizer_path)
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        callback_on_step_end: Callable[[StepEvent], None] | None = None,
+        **arguments: Any,
+    ) -> Result:
+        """Paint; takes the arguments of `stream`.
+
+        Args:
+            prompt: what to paint, or several prompts for as many pictures.
+            callback_on_step_end: called after every denoise step; what it raises ends the call.
+            **arguments: see `stream`.
+        """
+        for event in self.stream(prompt, **arguments):
+            if isinstance(event, Result):
+                return event
+            if callback_on_step_end:
+                callback_on_step_end(event)
+        raise AssertionError("stream ended without a result")
+
+    def stream(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        negative_prompt: str | Sequence[str] | None = None,
+        width: int | None = None,
+        height: int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        num_images_per_prompt: int = 1,
+        seed: int | None = None,
+        temperature: tuple[float, float] | float | None = None,
+        noise: Noise | None = None,
+    ) -> Iterator[StepEvent | Result]:
+        """Yield a `StepEvent` after every denoise step and last the `Result`; closing the generator cancels.
+
+        Args:
+            prompt: what to paint, or several prompts for as many pictures.
+            negative_prompt: what to avoid, one for all prompts or one each; None takes the bundle's default. Without
+                effect when `guidance_scale` is at most 1.
+            width: pixels, a multiple of the model's grid; None takes the bundle's default, as everywhere below.
+            height: as `width`.
+            num_inference_steps: denoise steps.
+            guidance_scale: classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598); above 1 every step
+                runs the transformer twice.
+            num_images_per_prompt: pictures per prompt, the prompts repeated in turn.
+            seed: of the first picture, the next ones count up; None or -1 draws one.
+            temperature: weight of the noise in the choice of tokens to keep, first and last step; a single number
+                falls to 0.01.
+            noise: supplies all uniform draws in place of the seed, to repeat a recorded run.
+
+        Raises:
+            UsageError: a value that cannot be meant.
+            CancelledError: `cancel` was called.
+        """
+        request = self._request(
+            prompt,
+            negative_prompt,
+            width,
+            height,
+            num_inference_steps,
+            guidance_scale,
+            num_images_per_prompt,
+            seed,
+            temperature,
+        )
+        return self._paint(request, noise or PhiloxNoise(request.seed))
+
+    def _request(
+        self,
+        prompt: str | Sequence[str],
+        negative_prompt: str | Sequence[str] | None,
+        width: int | None,
+        height: int | None,
+        steps: int | None,
+        guidance: float | None,
+        images: int,
+        seed: int | None,
+        temperature: tuple[float, float] | float | None,
+    ) -> Request:
+        given = {
+            "width": width,
+            "height": height,
+            "num_inference_steps": steps,
+            "guidance_scale": guidance,
+            "temperature": temperature,
+            "negative_prompt": negative_prompt,
+        }
+        values = self._defaults | {key: value for key, value in given.items() if value is not None}
+        for side in ("width", "height"):
+            _check_whole(side, values[side], self._multiple, MAX_SIDE)
+            if values[side] % self._multiple:
+                raise UsageError(f"{side} {values[side]} is not a multiple of {self._multiple}; use {self._near(values[side])}")
+        _check_whole("num_inference_steps", values["num_inference_steps"], 1, MAX_STEPS)
+        _check_whole("num_images_per_prompt", images, 1, MAX_IMAGES)
+        _check_number("guidance_scale", values["guidance_scale"], 0.0, MAX_GUIDANCE)
+        if seed is None or seed == -1:
+            seed = random_seed()
+        _check_whole("seed", seed, 0, MAX_SEED)
+        prompts, negatives = _prompts(prompt, values["negative_prompt"])
+        return Request(
+            prompts * images,
+            negatives * images,
+            values["width"],
+            values["height"],
+            values["num_inference_steps"],
+            float(values["guidance_scale"]),
+            _temperatures(values["temperature"]),
+            seed,
+        )
+
+    def _near(self, side: int) -> str:
+        below = side // self._multiple * self._multiple
+        return f"{below} or {below + self._multiple}" if below else str(self._multiple)
+
+    def _paint(self, request: Request, noise: Noise) -> Iterator[StepEvent | Result]:
+        """The phases: text, condition, denoise steps, decode; one of them in memory at a time."""
+        self._begin()
+        start = time.perf_counter()
+        states, notes = self._encode(request)
+        condition = self._condition(request, states)
+        grid = (request.height // self._factor, request.width // self._factor)
+        schedule = MaskedSchedule.create(
+            request.num_inference_steps, grid[0] * grid[1], request.temperature, self._schedule
+        )
+        total = len(request.prompts) * request.num_inference_steps
+        finished: list[NDArray[np.int64]] = []
+        with self._open("transformer") as transformer, self._open("sampler") as sampler:
+            for image in range(len(request.prompts)):
+                steps = _DenoiseLoop(self, request, schedule, condition, noise, image, transformer, sampler)
+                codes = tokens = np.full((1, *grid), self._mask_token_id, np.int64)
+                for step in range(request.num_inference_steps):
+                    with self._phase("denoise"):
+                        tokens, codes = steps.run(step, tokens)
+                    done = image * request.num_inference_steps + step + 1
+                    elapsed = time.perf_counter() - start
+                    yield StepEvent(done, total, elapsed, image, partial(self._preview, codes))
+                    self._stop.check()
+                finished.append(_to_numpy(tokens))
+        images = self._decode(finished)
+        self._timings["total"] = time.perf_counter() - start
+        yield Result(
+            images,
+            [request.seed + i for i in range(len(images))],
+            self._settings(request),
+            dict(self._timings),
+            peak_memory(),
+            dict(self._providers),
+            tuple(notes) + ((f"painted on the CPU: {self.device.note}",) if self.device.note else ()),
+            tuple(finished),
+        )
+
+    def _encode(self, request: Request) -> tuple[dict[str, tuple[Any, Any]], list[str]]:
+        """Text states and pooled vector of every distinct text, and what did not fit."""
+        texts = list(dict.fromkeys(request.prompts + (request.negative_prompts if request.guided else ())))
+        notes, states = [], {}
+        with self._phase("text"), self._open("text_encoder") as encoder:
+            for text in texts:
+                encoded = self._tokenizer.encode(text)
+                if encoded.cut_at is not None:
+                    read, unread = text[: encoded.cut_at][-24:], text[encoded.cut_at :][:24]
+                    notes.append(
+                        f"only the first {encoded.cut_at} of {len(text)} characters of a prompt fit the text encoder's "
+                        f"{len(encoded.ids)} tokens; it was cut at …{read}|{unread}…"
+                    )
+                outputs = encoder.run({"input_ids": encoded.ids[None]})
+                states[text] = (outputs["text_states"], outputs["pooled"])
+        return states, notes
+
+    def _condition(self, request: Request, states: dict[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
+        """Text stream and modulation of all steps, for every distinct text."""
+        micro = np.array([[request.width, request.height, 0, 0, AESTHETIC_SCORE]], np.float32)
+        timesteps = np.arange(request.num_inference_steps - 1, -1, -1, dtype=np.float32)
+        condition = {}
+        with self._phase("condition"), self._open("condition") as session:
+            for text, (text_states, pooled) in states.items():
+                inputs = {"text_states": text_states, "pooled": pooled, "micro_conds": micro, "timesteps": timesteps}
+                outputs = session.run(inputs)
+                condition[text] = (outputs["context"], outputs["modulation"])
+        return condition
+
+    def _decode(self, grids: Sequence[Any]) -> list[Image.Image]:
+        """Pictures of token grids."""
+        with self._phase("decode"), self._open("vq_decoder") as decoder:
+            return [to_image(decoder.run({"tokens": grid})["image"].numpy()[0]) for grid in grids]
+
+    def _preview(self, codes: Any) -> Image.Image:
+        """Small picture of a step's draw; cells not yet kept show their present draw."""
+        session = ComponentSession(self.bundle, "vq_decoder", self.device, self.threads, self._stop)
+        try:
+            image = to_image(session.run({"tokens": codes})["image"].numpy()[0])
+        finally:
+            session.close()
+        image.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
+        return image
+
+    def _settings(self, request: Request) -> dict[str, Any]:
+        several = len(set(request.prompts)) > 1
+        return {
+            "prompt": list(request.prompts) if several else request.prompts[0],
+            "negative_prompt": (list(request.negative_prompts) if several else request.negative_prompts[0])
+            if request.guided
+            else None,
+            "width": request.width,
+            "height": request.height,
+            "num_inference_steps": request.num_inference_steps,
+            "guidance_scale": request.guidance_scale,
+            "temperature": list(request.temperature),
+            "seed": request.seed,
+            "sampler": f"masked {self._schedule}",
+            "model": self.bundle.manifest.name,
+            "bundle_sha256": self.bundle.digest,
+            "device": self.device.name,
+            "version": __version__,
+        }
+
+
+class _DenoiseLoop:
+    """The steps of one image: transformer once or twice, then the sampler."""
+
+    def __init__(
+        self,
+        pipeline: MeissonicPipeline,
+        request: Request,
+        schedule: MaskedSchedule,
+        condition: dict[str, tuple[Any, Any]],
+        noise: Noise,
+        image: int,
+        transformer: ComponentSession,
+        sampler: ComponentSession,
+    ) -> None:
+        self._pipeline = pipeline
+        self._schedule = schedule
+        self._noise = noise
+        self._image = image
+        self._transformer = transformer
+        self._sampler = sampler
+        self._positive = condition[request.prompts[image]]
+        self._negative = condition[request.negative_prompts[image]] if request.guided else None
+        self._guidance = np.array([request.guidance_scale if request.guided else 1.0], np.float32)
+
+    def run(self, step: int, tokens: Any) -> tuple[Any, Any]:
+        """Next token grid and this step's draw for every cell, (1, height, width) int64, on the device."""
+        features = self._features(tokens, step, self._positive)
+        negative = features if self._negative is None else self._features(tokens, step, self._negative)
+        cells = features.shape()[1]
+        last = step == len(self._schedule.timesteps) - 1
+        keep = np.zeros(cells, np.float32) if last else self._noise.keep(self._image, step, cells)
+        outputs = self._sampler.run(
+            {
+                "tokens": tokens,
+                "features": features,
+                "negative_features": negative,
+                "guidance_scale": self._guidance,
+                "draw_noise": _row(self._noise.draw(self._image, step, cells), cells),
+                "keep_noise": _row(keep, cells),
+                "temperature": self._schedule.temperatures[step : step + 1],
+                "num_masked": self._schedule.num_masked[step : step + 1],
+            }
+        )
+        return outputs["next_tokens"], outputs["codes"]
+
+    def _features(self, tokens: Any, step: int, condition: tuple[Any, Any]) -> Any:
+        # Two passes of batch 1 beat one of batch 2 on a CPU, and need half the memory (docs/families.md).
+        context, modulation = condition
+        inputs = {"tokens": tokens, "context": context, "modulation": modulation, "step": np.array([step])}
+        return self._transformer.run(inputs)["features"]
+
+
+def _to_numpy(tokens: Any) -> NDArray[np.int64]:
+    return tokens if isinstance(tokens, np.ndarray) else tokens.numpy()
+
+
+def _row(noise: NDArray[np.float32], cells: int) -> NDArray[np.float32]:
+    """Noise of one image as (1, cells), once it is what a `Noise` promises."""
+    row = np.asarray(noise, np.float32)
+    if row.shape != (cells,) or not ((row >= 0) & (row < 1)).all():
+        raise UsageError(f"noise must be {cells} numbers in [0, 1), not shape {row.shape}")
+    return row[None]
+
+
+def _prompts(prompt: str | Sequence[str], negative: str | Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Prompts and as many negative prompts, checked."""
+    prompts = (prompt,) if isinstance(prompt, str) else tuple(prompt)
+    negatives = (negative,) * len(prompts) if isinstance(negative, str) else tuple(negative)
+    if not prompts or not all(text.strip() for text in prompts):
+        raise UsageError("the prompt is empty; say what to paint")
+    if len(negatives) != len(prompts):
+        raise UsageError(f"{len(negatives)} negative prompts for {len(prompts)} prompts; give one, or one each")
+    for text in prompts:
+        check_prompt(text)
+    for text in negatives:
+        check_prompt(text, "negative prompt")
+    return prompts, negatives
+
+
+def _temperatures(value: Any) -> tuple[float, float]:
+    # A single number falls to 0.01, as in the released scheduler.
+    first, last = value if isinstance(value, list | tuple) and len(value) == 2 else (value, 0.01)
+    for number in (first, last):
+        _check_number("temperature", number, 0.0, 100.0)
+    return float(first), float(last)
+
+
+def _check_whole(name: str, value: Any, least: int, most: int) -> None:
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or not least <= value <= most:
+        raise UsageError(f"{name} is {value!r}; it must be a whole number from {least} to {most}")
+
+
+def _check_number(name: str, value: Any, least: float, most: float) -> None:
+    if not isinstance(value, int | float | np.number) or not math.isfinite(value) or not least <= value <= most:
+        raise UsageError(f"{name} is {value!r}; it must be a number from {least:g} to {most:g}")

@@ -1,0 +1,84 @@
+"""Arrays to pictures, and pictures to files that tell how they were made."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from pochade.errors import OutputError
+
+METADATA_KEY = "pochade"
+"""iTXt keyword of the JSON chunk; the A1111-style text is under `parameters`."""
+
+
+def to_image(pixels: NDArray[np.float32]) -> Image.Image:
+    """RGB picture of (3, height, width) in [0, 1], clipped, rounded half to even as the released pipeline does."""
+    rounded = np.rint(np.clip(pixels, 0.0, 1.0) * 255.0).astype(np.uint8)
+    return Image.fromarray(rounded.transpose(1, 2, 0))
+
+
+def parameters_text(settings: Mapping[str, Any]) -> str:
+    """Text that A1111 and its relatives read: prompt, negative prompt, one line of settings."""
+    lines = [settings["prompt"]]
+    if settings.get("negative_prompt"):
+        lines.append(f"Negative prompt: {settings['negative_prompt']}")
+    named = {
+        "Steps": settings["num_inference_steps"],
+        "Sampler": settings["sampler"],
+        "CFG scale": settings["guidance_scale"],
+        "Seed": settings["seed"],
+        "Size": f"{settings['width']}x{settings['height']}",
+        "Model": settings["model"],
+        "Version": f"pochade {settings['version']}",
+    }
+    lines.append(", ".join(f"{key}: {value}" for key, value in named.items()))
+    return "\n".join(lines)
+
+
+def save_image(image: Image.Image, path: Path, settings: Mapping[str, Any] | None = None) -> None:
+    """Write a picture in the format of its suffix, whole or not at all.
+
+    Args:
+        image: what to write.
+        path: target; an existing file is replaced.
+        settings: written into a PNG as metadata (iTXt, so Chinese survives); None writes none.
+
+    Raises:
+        OutputError: the folder is missing or not writable, the disk is full, or the suffix names no format.
+    """
+    info = PngInfo()
+    if settings is not None:
+        info.add_itxt("parameters", parameters_text(settings))
+        info.add_itxt(METADATA_KEY, json.dumps(settings, ensure_ascii=False, sort_keys=True))
+    suffix = path.suffix.lower()
+    extra: dict[str, Any] = {"pnginfo": info} if suffix == ".png" else {}
+    if suffix not in Image.registered_extensions():
+        raise OutputError(f"cannot write {path}: {suffix or 'no suffix'} names no picture format; use .png")
+    temporary = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", suffix=suffix, delete=False) as file:
+            temporary = Path(file.name)
+            image.save(file, format=Image.registered_extensions()[suffix], **extra)
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    except (OSError, ValueError) as error:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise OutputError(f"cannot write {path}: {reason}") from None
+
+
+def _umask() -> int:
+    """The process's umask, which a temporary file ignores; reading it means setting it for a moment."""
+    value = os.umask(0)
+    os.umask(value)
+    return value

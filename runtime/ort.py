@@ -1,0 +1,39 @@
+"""The only place that imports onnxruntime."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+
+from pochade.errors import MissingExtraError
+
+# Set again for whoever cleared it after importing pochade: the uploader starts with the import, not later.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
+try:
+    import onnxruntime as ort
+except ImportError as error:
+    raise MissingExtraError(
+        f'onnxruntime cannot be imported ({error}); install one of its two flavours: pip install "pochade[cpu]" or '
+        '"pochade[gpu]"'
+    ) from None
+
+__all__ = ["ort"]
+
+_M_MMAP_THRESHOLD = -3
+
+
+def _return_freed_memory() -> None:
+    """Have glibc map blocks of a megabyte and more, so that a closed session's weights go back to the system.
+
+    Its threshold otherwise grows with the largest block freed, and gigabytes stay with the process.
+    """
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # absent in musl, which returns large blocks anyway
+        if mallopt is not None:
+            mallopt(_M_MMAP_THRESHOLD, 1 << 20)
+
+
+_return_freed_memory()
+ort.set_default_logger_severity(3)

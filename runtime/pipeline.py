@@ -1,0 +1,139 @@
+"""What every pipeline has: an opened bundle, sessions that live for one phase, and one shape of result."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pochade.bundle import Bundle
+from pochade.errors import BundleInvalidError, UsageError
+from pochade.runtime.providers import Device
+from pochade.runtime.session import ComponentSession, Stop
+
+
+@dataclass(frozen=True)
+class StepEvent:
+    """One denoise step is done."""
+
+    index: int
+    """Steps done so far, over all images of the call: 1 ... total."""
+    total: int
+    """Steps of the whole call."""
+    elapsed: float
+    """Seconds since the call began."""
+    image_index: int
+    """Which image of the call the step belongs to."""
+    preview: Callable[[], Image.Image] = field(repr=False)
+    """Small picture of the state, decoded when called; at the price of a decode."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a call made, and how."""
+
+    images: list[Image.Image]
+    seeds: list[int]
+    """Seed of each image; given alone it paints that image again."""
+    settings: Mapping[str, Any]
+    """Every value that was used, defaults filled in."""
+    timings: Mapping[str, float]
+    """Seconds per phase."""
+    peak_memory: int | None
+    """Largest resident set of the process so far, bytes; None where the system does not tell."""
+    providers: Mapping[str, str]
+    """Execution provider that really ran each component."""
+    notes: tuple[str, ...]
+    """What the user should know: a prompt that was cut, a device that was not taken."""
+    tokens: tuple[NDArray[np.int64], ...] = field(default=(), repr=False)
+    """Final token grid of each image, for models that have one."""
+
+
+class Pipeline:
+    """An opened bundle. Sessions are opened when their phase begins and closed when it ends."""
+
+    revision: ClassVar[int]
+    """Of component and tensor names; a bundle of another one is refused."""
+    components: ClassVar[tuple[str, ...]] = ()
+    """Names that a bundle of the family must have."""
+
+    def __init__(self, bundle: Bundle, device: Device, threads: int | None = None) -> None:
+        missing = [name for name in self.components if name not in bundle.manifest.components]
+        if missing:
+            raise BundleInvalidError(str(bundle.path), [f"component {name} is missing" for name in missing])
+        self.bundle = bundle
+        self.device = device
+        self.threads = threads or available_cores()
+        self._stop = Stop()
+        self._closed = False
+        self._providers: dict[str, str] = {}
+        self._timings: dict[str, float] = {}
+
+    def run_component(self, name: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run one component alone, arrays in and out; `bundle.manifest` tells names, types and shapes.
+
+        Raises:
+            UsageError: no such component, or inputs that do not fit it.
+        """
+        if name not in self.bundle.manifest.components:
+            raise UsageError(f"there is no component {name!r}; there are {', '.join(self.bundle.manifest.components)}")
+        with self._open(name) as session:
+            return session.run_numpy(inputs)
+
+    def cancel(self) -> None:
+        """Stop the call that is under way, from any thread: it raises `CancelledError` within a graph node."""
+        self._stop.request()
+
+    def close(self) -> None:
+        """End the pipeline; a call under way is cancelled."""
+        self._closed = True
+        self._stop.request()
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _begin(self) -> None:
+        """Start a call with a clean slate.
+
+        Raises:
+            UsageError: the pipeline is closed.
+        """
+        if self._closed:
+            raise UsageError("the pipeline is closed; load the bundle again")
+        self._stop = Stop()
+        self._providers, self._timings = {}, {}
+
+    @contextlib.contextmanager
+    def _phase(self, phase: str) -> Iterator[None]:
+        """Add the time spent inside to the phase's timing."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._timings[phase] = self._timings.get(phase, 0.0) + time.perf_counter() - start
+
+    @contextlib.contextmanager
+    def _open(self, name: str) -> Iterator[ComponentSession]:
+        session = ComponentSession(self.bundle, name, self.device, self.threads, self._stop)
+        self._providers[name] = session.provider
+        try:
+            yield session
+        finally:
+            session.close()
+
+
+def available_cores() -> int:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

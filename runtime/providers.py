@@ -1,0 +1,84 @@
+"""Which execution provider a pipeline runs on, and the truth about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pochade.errors import DeviceUnavailableError, UsageError
+from pochade.runtime.ort import ort
+from pochade.runtime.probe import identity_model
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+"""Execution provider of each device name."""
+
+FIXES = {
+    "cuda": 'install the GPU flavour alone: pip uninstall -y onnxruntime onnxruntime-gpu; pip install "pochade[gpu]" '
+    "(it needs an NVIDIA driver for CUDA 13)",
+}
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where the sessions of a pipeline run."""
+
+    name: str
+    """`cpu` or `cuda`."""
+    required: bool
+    """Asked for by name: a component that cannot run there is an error, not a silent fall to the CPU."""
+    note: str = ""
+    """Why `auto` did not take something faster."""
+
+    @property
+    def provider(self) -> str:
+        """Execution provider name."""
+        return PROVIDERS[self.name]
+
+    @property
+    def provider_list(self) -> list[str]:
+        """What a session is opened with; the CPU stands behind a GPU for shape arithmetic."""
+        return [self.provider] if self.name == "cpu" else [self.provider, PROVIDERS["cpu"]]
+
+
+def choose(name: str) -> Device:
+    """Device for a name the user gave.
+
+    Args:
+        name: `auto`, `cpu` or `cuda`. `auto` takes CUDA when its provider is installed and a session opens on it.
+
+    Raises:
+        UsageError: no such device name.
+        DeviceUnavailableError: asked for by name and not to be had; says how to get it.
+    """
+    if name == "cpu":
+        return Device("cpu", required=True)
+    if name not in ("auto", "cuda"):
+        raise UsageError(f"device {name!r} is unknown; choose auto, {', '.join(PROVIDERS)}")
+    reason = _why_not_cuda()
+    if reason is None:
+        return Device("cuda", required=name == "cuda")
+    if name == "cuda":
+        raise DeviceUnavailableError(f"device cuda cannot be had: {reason}; {FIXES['cuda']}")
+    return Device("cpu", required=False, note=reason if PROVIDERS["cuda"] in ort.get_available_providers() else "")
+
+
+def _why_not_cuda() -> str | None:
+    """Reason why no session runs on CUDA here, or None when one does.
+
+    ONNX Runtime lists the provider wherever the GPU wheel is installed and falls back without an error, so only
+    a session tells.
+    """
+    if PROVIDERS["cuda"] not in ort.get_available_providers():
+        return "the installed onnxruntime has no CUDA provider"
+    try:
+        session = ort.InferenceSession(identity_model(), providers=[PROVIDERS["cuda"]])
+    except Exception as error:  # ONNX Runtime raises a dozen unrelated types here
+        return " ".join(str(error).split())
+    if session.get_providers()[0] != PROVIDERS["cuda"]:
+        return "its CUDA provider did not load (no NVIDIA driver, or CUDA or cuDNN libraries are missing)"
+    return None
+
+
+def session_provider(session: Any) -> str:
+    """Provider that a session really got first choice of."""
+    return str(session.get_providers()[0])

@@ -1,0 +1,50 @@
+"""Uniform draws that are the same on every device, from a counter-based generator on the host."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+MAX_SEED = 2**63 - 1
+
+
+class Noise(Protocol):
+    """Where a masked-token pipeline takes its uniform draws from; all values float32 in [0, 1)."""
+
+    def draw(self, image: int, step: int, cells: int) -> NDArray[np.float32]:
+        """(cells,): one number per cell, inverts the cumulative distribution over the codes."""
+
+    def keep(self, image: int, step: int, cells: int) -> NDArray[np.float32]:
+        """(cells,): one number per cell, becomes the Gumbel noise on the confidence; not asked for on the last step."""
+
+
+class PhiloxNoise:
+    """Philox 4x64 (Salmon et al. 2011), keyed by the seed; every draw has its own counter block.
+
+    A draw depends on the seed, the step and its purpose, not on what was drawn before, so a run can be resumed and
+    image `i` of seed `s` equals image 0 of seed `s + i`.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def draw(self, image: int, step: int, cells: int) -> NDArray[np.float32]:
+        """See `Noise.draw`."""
+        return self._uniform(image, step, 0, cells)
+
+    def keep(self, image: int, step: int, cells: int) -> NDArray[np.float32]:
+        """See `Noise.keep`."""
+        return self._uniform(image, step, 1, cells)
+
+    def _uniform(self, image: int, step: int, purpose: int, cells: int) -> NDArray[np.float32]:
+        # The first counter word runs within a draw; the second and third tell draws apart.
+        bits = np.random.Philox(key=(self.seed + image) & MAX_SEED, counter=[0, step, purpose, 0])
+        return np.random.Generator(bits).random(cells, dtype=np.float32)
+
+
+def random_seed() -> int:
+    """A seed nobody chose, short enough to be typed again."""
+    return secrets.randbelow(2**32)

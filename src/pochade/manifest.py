@@ -1,0 +1,330 @@
+"""What `bundle.json` says, as typed values. docs/bundle-format.md is the normative text.
+
+Reading collects every fault before it raises, so that a broken manifest is mended in one go.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pochade.errors import BundleInvalidError
+from pochade.strict_json import JsonObject, parse_object
+
+FORMAT_VERSION = 1
+"""Newest format this reader understands, and the one the writer writes."""
+
+MANIFEST_NAME = "bundle.json"
+
+MAX_MANIFEST_BYTES = 4 << 20
+"""Room for a scheme with a line per node; far below what would strain a phone."""
+
+DTYPES = frozenset({"float32", "float16", "int64", "int32", "uint8", "bool"})
+
+_COMPONENT_NAME = re.compile(r"[a-z][a-z0-9_]*", re.ASCII)
+_SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_DRIVE = re.compile(r"[A-Za-z]:", re.ASCII)
+_DEVICE_NAMES = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9¹²³])(\..*)?", re.IGNORECASE)
+_LITTER = frozenset({".ds_store", "thumbs.db", "desktop.ini"})
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output of a component."""
+
+    name: str
+    dtype: str
+    """One of `DTYPES`, spelt as NumPy does."""
+    shape: tuple[int | str, ...]
+    """Axes in order; text names an axis whose length is known only when it runs."""
+
+
+@dataclass(frozen=True)
+class Component:
+    """One exported graph of a bundle."""
+
+    name: str
+    file: str
+    external_data: tuple[str, ...]
+    """Files that hold this graph's large tensors; like every path here, relative to the bundle."""
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    precision: str
+    """Short name for people and for planning: fp32, fp16, int8, int4."""
+    quantization: Mapping[str, Any] | None
+    """The scheme as the quantizer wrote it; None where nothing is quantized."""
+    num_parameters: int
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """A file of the bundle and what it must be."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything `bundle.json` says."""
+
+    format_version: int
+    name: str
+    family: str
+    family_revision: int
+    """Raised by a family when the names or the meaning of its components change."""
+    task: str
+    components: Mapping[str, Component]
+    tokenizer: str | None
+    """Path of the tokenizer.json, for families that read text."""
+    scheduler: Mapping[str, Any]
+    defaults: Mapping[str, Any]
+    source: Mapping[str, Any]
+    """Where the weights come from: checkpoint, revision, licence, exporter."""
+    scorecard: Mapping[str, Any] | None
+    """Measured fidelity against the fp32 bundle; None where nothing was measured."""
+    files: tuple[FileEntry, ...]
+
+    @property
+    def digest(self) -> str:
+        """sha256 over what decides a picture: the files, their roles, the scheduler; not the name or the scorecard."""
+        values = self.to_dict()
+        decisive = {key: values[key] for key in ("family", "family_revision", "components", "tokenizer", "scheduler")}
+        decisive["files"] = sorted((entry.path, entry.sha256) for entry in self.files)
+        text = json.dumps(decisive, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The manifest as plain JSON values."""
+        values = dataclasses.asdict(self)
+        for component in values["components"].values():
+            del component["name"]
+        return values
+
+    def to_json(self) -> str:
+        """The text of bundle.json.
+
+        Raises:
+            BundleInvalidError: A number in it is NaN or infinite.
+        """
+        try:
+            return json.dumps(self.to_dict(), ensure_ascii=False, indent=2, allow_nan=False) + "\n"
+        except ValueError as error:
+            raise BundleInvalidError(self.name, ["a number in its manifest is NaN or infinite: write null"]) from error
+
+    @classmethod
+    def from_json(cls, text: str, where: str) -> Manifest:
+        """The manifest in this text.
+
+        Args:
+            text: Content of a bundle.json.
+            where: What the error names, usually the folder.
+
+        Raises:
+            BundleInvalidError: With every fault of the text, or with the version alone where that is too new.
+        """
+        try:
+            values = parse_object(text)
+        except ValueError as error:
+            raise BundleInvalidError(where, [f"{MANIFEST_NAME} {error}"]) from error
+        faults: list[str] = []
+        top = JsonObject(values, faults)
+        version = top.count("format_version", least=1)
+        if version > FORMAT_VERSION:
+            # A newer layout may mean anything by the other keys, so nothing else can be said about it.
+            newer = f"its format version is {version} and this pochade reads up to {FORMAT_VERSION}: upgrade pochade"
+            raise BundleInvalidError(where, [newer])
+        manifest = cls(
+            format_version=version,
+            name=top.text("name"),
+            family=top.text("family"),
+            family_revision=top.count("family_revision", least=1),
+            task=top.text("task"),
+            components=_components(top),
+            tokenizer=None if top.is_null("tokenizer") else _path(top, "tokenizer"),
+            scheduler=top.take("scheduler", dict, {}),
+            defaults=top.take("defaults", dict, {}),
+            source=top.take("source", dict, {}),
+            scorecard=top.optional_object("scorecard"),
+            files=tuple(_file_entry(item) for item in top.objects("files")),
+        )
+        # How the parts fit together can only be judged where each part could be read.
+        faults = faults or [*_list_faults(manifest), *_role_faults(manifest)]
+        if faults:
+            raise BundleInvalidError(where, faults)
+        return manifest
+
+
+def path_fault(path: str) -> str | None:
+    """Why this path may not stand in a bundle, or None where it may."""
+    parts = path.split("/")
+    if "\\" in path:
+        return "has a backslash, which separates on one system and is a letter on another"
+    if path.startswith("/") or _DRIVE.match(path):
+        return "is absolute"
+    if ".." in parts:
+        return "has '..' and may leave the bundle"
+    if any(part in ("", ".") for part in parts):
+        return "is not in its shortest form"
+    if any(is_ignored(part) for part in parts):
+        return "has a name that readers ignore"
+    if not all(_is_portable(part) for part in parts):
+        return "has a name that some system cannot hold"
+    if unicodedata.normalize("NFC", path) != path:
+        return "is not in Unicode's composed form (NFC)"
+    return None
+
+
+def is_ignored(name: str) -> bool:
+    """Whether a file or folder of this name is no part of a bundle: hidden (.git, .cache), or litter."""
+    return name.startswith(".") or is_litter(name)
+
+
+def is_litter(name: str) -> bool:
+    """Whether a file manager leaves files of this name behind without being asked."""
+    return name.startswith("._") or name.casefold() in _LITTER
+
+
+def folder_prefix(path: str) -> str:
+    """What the paths of a file's neighbours begin with: 'vae/' for 'vae/decoder.onnx', '' at the top."""
+    return path[: path.rfind("/") + 1]
+
+
+def _is_portable(name: str) -> bool:
+    """Whether Windows, macOS and Linux can all hold a file of this name."""
+    return (
+        name.isprintable()
+        and not set(name) & set('<>:"|?*')
+        and not name.endswith((" ", "."))
+        and not _DEVICE_NAMES.fullmatch(name)
+    )
+
+
+def _path(item: JsonObject, key: str) -> str:
+    """A path that stays inside the bundle."""
+    path = item.take(key, str, "-")
+    if reason := path_fault(path):
+        item.fault(key, f"{path!r} {reason}")
+    return path
+
+
+def _paths(item: JsonObject, key: str) -> tuple[str, ...]:
+    """Paths that stay inside the bundle."""
+    paths = item.strings(key)
+    for path in paths:
+        if reason := path_fault(path):
+            item.fault(key, f"{path!r} {reason}")
+    return tuple(paths)
+
+
+def _components(top: JsonObject) -> dict[str, Component]:
+    """The components by name."""
+    items = top.children("components")
+    for name in items:
+        if not _COMPONENT_NAME.fullmatch(name):
+            top.fault("components", f"has the name {name!r}, which is not a-z, 0-9 and _ with a letter first")
+    return {name: _component(name, item) for name, item in items.items()}
+
+
+def _component(name: str, item: JsonObject) -> Component:
+    return Component(
+        name=name,
+        file=_path(item, "file"),
+        external_data=_paths(item, "external_data"),
+        inputs=_tensors(item, "inputs"),
+        outputs=_tensors(item, "outputs"),
+        precision=item.text("precision"),
+        quantization=item.optional_object("quantization"),
+        num_parameters=item.count("num_parameters", least=0),
+    )
+
+
+def _tensors(item: JsonObject, key: str) -> tuple[TensorSpec, ...]:
+    """The declared inputs or outputs, each with a name of its own."""
+    specs = tuple(_tensor(tensor) for tensor in item.objects(key))
+    if item.values.get(key) == []:
+        item.fault(key, "is empty: what a component takes and gives must be declared")
+    for name in _repeated(spec.name for spec in specs):
+        item.fault(key, f"has {name!r} twice")
+    return specs
+
+
+def _tensor(item: JsonObject) -> TensorSpec:
+    dtype = item.take("dtype", str, "float32")
+    if dtype not in DTYPES:
+        item.fault("dtype", f"{dtype!r} is none of {', '.join(sorted(DTYPES))}")
+    axes = item.take("shape", list, [])
+    for index, axis in enumerate(axes):
+        if not (type(axis) is int and axis > 0) and not (type(axis) is str and axis.strip() and axis.isprintable()):
+            item.fault(f"shape[{index}]", "is neither a length above 0 nor the name of an axis")
+    return TensorSpec(name=item.text("name"), dtype=dtype, shape=tuple(axes))
+
+
+def _file_entry(item: JsonObject) -> FileEntry:
+    sha256 = item.take("sha256", str, "0" * 64)
+    if not _SHA256.fullmatch(sha256):
+        item.fault("sha256", "is not 64 lower-case hexadecimal digits")
+    return FileEntry(path=_path(item, "path"), size=item.count("size", least=0), sha256=sha256)
+
+
+def _list_faults(manifest: Manifest) -> Iterator[str]:
+    """Why the list of files cannot stand on every file system."""
+    paths = [entry.path for entry in manifest.files]
+    folders = {folder for path in paths for folder in _folders(path)}
+    for path in _repeated(paths):
+        yield f"{path!r} is listed twice"
+    spellings: dict[str, str] = {}
+    for path in sorted({*paths, *folders}):
+        known = spellings.setdefault(path.casefold(), path)
+        if known != path:
+            yield f"{known!r} and {path!r} differ only in case, and are one file on Windows and macOS"
+    for path in sorted(folders.intersection(paths)):
+        yield f"{path!r} is listed as a file and is the folder of another"
+    if MANIFEST_NAME in spellings:
+        yield f"{spellings[MANIFEST_NAME]!r} is listed, and cannot hold its own hash"
+
+
+def _role_faults(manifest: Manifest) -> Iterator[str]:
+    """Why the listed files cannot play the parts they are given."""
+    listed = {entry.path for entry in manifest.files}
+    if not manifest.components:
+        yield "it has no components"
+    for component in manifest.components.values():
+        for reason in _component_faults(component, listed):
+            yield f"component {component.name}: {reason}"
+    if manifest.tokenizer is not None and manifest.tokenizer not in listed:
+        yield f"tokenizer {manifest.tokenizer!r} is not listed in files"
+
+
+def _component_faults(component: Component, listed: set[str]) -> Iterator[str]:
+    """Why this component cannot be made of these files."""
+    if not component.file.endswith(".onnx"):
+        # ONNX Runtime takes another ending as a sign of its own format, which nothing here looks into.
+        yield f"{component.file!r} does not end in .onnx"
+    for path in component.external_data:
+        if not path.startswith(folder_prefix(component.file)):
+            yield f"{path!r} is not below the folder of {component.file!r}"
+    for path in _repeated((component.file, *component.external_data)):
+        yield f"{path!r} is named twice"
+    for path in sorted({component.file, *component.external_data} - listed):
+        yield f"{path!r} is not listed in files"
+
+
+def _folders(path: str) -> Iterator[str]:
+    """Every folder above a path, the nearest last."""
+    parts = path.split("/")
+    for depth in range(1, len(parts)):
+        yield "/".join(parts[:depth])
+
+
+def _repeated(values: Iterable[str]) -> list[str]:
+    """The values that occur more than once."""
+    return [value for value, times in Counter(values).items() if times > 1]
