@@ -1,1 +1,1 @@
-
+"""Full-size checkpoints with random weights, and measurements on them."""

@@ -113,6 +113,8 @@ def _weights_out_of_reach(graph: ir.Graph, plan: ComponentPlan) -> Iterator[None
     for value in hidden:
         assert value.name is not None
         graph.initializers.pop(value.name)
+        # Rewrite rules look at the constant behind a value too, e.g. to drop a bias that happens to be zero.
+        value.const_value = None
         graph.inputs.append(value)
     yield
     unused = [value for value in hidden if not value.uses()]

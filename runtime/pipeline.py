@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from PIL import Image
 from pochade.bundle import Bundle
 from pochade.errors import BundleInvalidError, UsageError
 from pochade.runtime.providers import Device
-from pochade.runtime.session import ComponentSession, Stop
+from pochade.runtime.session import ComponentSession, Observer, Stop
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Result:
     """Final token grid of each image, for models that have one."""
 
 
-class Pipeline:
+class Pipeline(ABC):
     """An opened bundle. Sessions are opened when their phase begins and closed when it ends."""
 
     revision: ClassVar[int]
@@ -71,6 +72,7 @@ class Pipeline:
         self.bundle = bundle
         self.device = device
         self.threads = threads or available_cores()
+        self.observer: Observer | None = None
         self._stop = Stop()
         self._closed = False
         self._providers: dict[str, str] = {}
@@ -80,12 +82,23 @@ class Pipeline:
         """Run one component alone, arrays in and out; `bundle.manifest` tells names, types and shapes.
 
         Raises:
-            UsageError: no such component, or inputs that do not fit it.
+            UsageError: no such component, inputs that do not fit it, or the pipeline is closed.
         """
         if name not in self.bundle.manifest.components:
             raise UsageError(f"there is no component {name!r}; there are {', '.join(self.bundle.manifest.components)}")
+        self._begin()
         with self._open(name) as session:
             return session.run_numpy(inputs)
+
+    @abstractmethod
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        callback_on_step_end: Callable[[StepEvent], None] | None = None,
+        **arguments: Any,
+    ) -> Result:
+        """Run the whole pipeline; each family documents its arguments."""
 
     def cancel(self) -> None:
         """Stop the call that is under way, from any thread: it raises `CancelledError` within a graph node."""
@@ -96,7 +109,7 @@ class Pipeline:
         self._closed = True
         self._stop.request()
 
-    def __enter__(self) -> Pipeline:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -124,7 +137,7 @@ class Pipeline:
 
     @contextlib.contextmanager
     def _open(self, name: str) -> Iterator[ComponentSession]:
-        session = ComponentSession(self.bundle, name, self.device, self.threads, self._stop)
+        session = ComponentSession(self.bundle, name, self.device, self.threads, self._stop, self.observer)
         self._providers[name] = session.provider
         try:
             yield session

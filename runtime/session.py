@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,9 @@ from pochade.runtime.ort import ort
 from pochade.runtime.providers import Device, session_provider
 
 Array = NDArray[Any]
+
+Observer = Callable[[str, Mapping[str, Array], Mapping[str, Array]], None]
+"""Told name, inputs and outputs of every component run, as arrays; calibration and scorecards listen this way."""
 
 
 class Stop:
@@ -53,10 +56,19 @@ class ComponentSession:
     session left on the device, outputs are values on the device.
     """
 
-    def __init__(self, bundle: Bundle, name: str, device: Device, threads: int, stop: Stop) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        name: str,
+        device: Device,
+        threads: int,
+        stop: Stop,
+        observer: Observer | None = None,
+    ) -> None:
         self.component = bundle.manifest.components[name]
         self.device = device
         self._stop = stop
+        self._observer = observer
         self._session = _open(bundle.component_path(name), bundle.path, device, threads)
         self.provider = session_provider(self._session)
         # A run blocks its thread; from a second one, Ctrl-C and close() still get through.
@@ -77,7 +89,10 @@ class ComponentSession:
         for name in names:
             binding.bind_output(name, self.device.name)
         self._run(binding)
-        return dict(zip(names, binding.get_outputs(), strict=True))
+        outputs = dict(zip(names, binding.get_outputs(), strict=True))
+        if self._observer is not None:
+            self._observer(self.component.name, _arrays(inputs), _arrays(outputs))
+        return outputs
 
     def run_numpy(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Outputs by name, as arrays.
@@ -108,6 +123,10 @@ class ComponentSession:
             future.exception()
             self._stop.check()
             raise
+
+
+def _arrays(values: Mapping[str, Any]) -> dict[str, Array]:
+    return {name: v if isinstance(v, np.ndarray) else v.numpy() for name, v in values.items()}
 
 
 def check_inputs(component: Component, inputs: Mapping[str, Array]) -> dict[str, Array]:

@@ -167,9 +167,9 @@ def random_scene(
 ) -> Scene:
     """A random scene; `weights` are the shares of KINDS, `held_out` pairs never appear."""
     pairs = all_pairs(held_out)
-    background = "white" if rng.random() < 0.5 else str(rng.choice(list(BACKGROUNDS)))
+    background = "white" if rng.random() < 0.5 else list(BACKGROUNDS)[rng.integers(len(BACKGROUNDS))]
     first = pairs[rng.integers(len(pairs))]
-    kind = KINDS[rng.choice(3, p=weights)]
+    kind = KINDS[int(np.searchsorted(np.cumsum(weights), rng.random() * sum(weights), side="right"))]
     if kind == "single":
         return single(first, rng, "small" if rng.random() < 0.3 else "large", background)
     if kind == "count":
@@ -177,4 +177,4 @@ def random_scene(
     second = first
     while second == first:
         second = pairs[rng.integers(len(pairs))]
-    return relation(first, second, str(rng.choice(["x", "y"])), rng, background)
+    return relation(first, second, "xy"[rng.integers(2)], rng, background)

@@ -33,9 +33,6 @@ from pochade.runtime.tokenizer import PromptTokenizer, check_prompt
 REVISION = 1
 """Of component and tensor names; pochade.export.families.meissonic agrees on it."""
 
-AESTHETIC_SCORE = 6.0
-"""What the released pipelines state as the wanted score."""
-
 PREVIEW_SIDE = 256
 MAX_SIDE = 8192
 MAX_STEPS = 1000
@@ -56,6 +53,8 @@ class Request:
     guidance_scale: float
     temperature: tuple[float, float]
     seed: int
+    micro_conds: tuple[float, ...]
+    """Width, height, crop top and left, aesthetic score, as the transformer was trained on them."""
 
     @property
     def guided(self) -> bool:
@@ -120,6 +119,8 @@ class MeissonicPipeline(Pipeline):
         num_images_per_prompt: int = 1,
         seed: int | None = None,
         temperature: tuple[float, float] | float | None = None,
+        micro_conditioning_aesthetic_score: float = 6.0,
+        micro_conditioning_crop_coord: tuple[int, int] = (0, 0),
         noise: Noise | None = None,
     ) -> Iterator[StepEvent | Result]:
         """Yield a `StepEvent` after every denoise step and last the `Result`; closing the generator cancels.
@@ -137,67 +138,52 @@ class MeissonicPipeline(Pipeline):
             seed: of the first picture, the next ones count up; None or -1 draws one.
             temperature: weight of the noise in the choice of tokens to keep, first and last step; a single number
                 falls to 0.01.
+            micro_conditioning_aesthetic_score: the score asked for, as in training.
+            micro_conditioning_crop_coord: top and left of the crop pretended, as in training.
             noise: supplies all uniform draws in place of the seed, to repeat a recorded run.
 
         Raises:
             UsageError: a value that cannot be meant.
             CancelledError: `cancel` was called.
         """
-        request = self._request(
-            prompt,
-            negative_prompt,
-            width,
-            height,
-            num_inference_steps,
-            guidance_scale,
-            num_images_per_prompt,
-            seed,
-            temperature,
-        )
-        return self._paint(request, noise or PhiloxNoise(request.seed))
-
-    def _request(
-        self,
-        prompt: str | Sequence[str],
-        negative_prompt: str | Sequence[str] | None,
-        width: int | None,
-        height: int | None,
-        steps: int | None,
-        guidance: float | None,
-        images: int,
-        seed: int | None,
-        temperature: tuple[float, float] | float | None,
-    ) -> Request:
         given = {
             "width": width,
             "height": height,
-            "num_inference_steps": steps,
-            "guidance_scale": guidance,
+            "num_inference_steps": num_inference_steps,
+            "guidance_scale": guidance_scale,
             "temperature": temperature,
             "negative_prompt": negative_prompt,
         }
         values = self._defaults | {key: value for key, value in given.items() if value is not None}
         for side in ("width", "height"):
-            _check_whole(side, values[side], self._multiple, MAX_SIDE)
-            if values[side] % self._multiple:
-                raise UsageError(f"{side} {values[side]} is not a multiple of {self._multiple}; use {self._near(values[side])}")
+            self._check_side(side, values[side])
         _check_whole("num_inference_steps", values["num_inference_steps"], 1, MAX_STEPS)
-        _check_whole("num_images_per_prompt", images, 1, MAX_IMAGES)
+        _check_whole("num_images_per_prompt", num_images_per_prompt, 1, MAX_IMAGES)
         _check_number("guidance_scale", values["guidance_scale"], 0.0, MAX_GUIDANCE)
         if seed is None or seed == -1:
             seed = random_seed()
         _check_whole("seed", seed, 0, MAX_SEED)
+        micro_conds = (*micro_conditioning_crop_coord, micro_conditioning_aesthetic_score)
+        for number in micro_conds:
+            _check_number("micro condition", number, -MAX_SIDE, MAX_SIDE)
         prompts, negatives = _prompts(prompt, values["negative_prompt"])
-        return Request(
-            prompts * images,
-            negatives * images,
+        request = Request(
+            prompts * num_images_per_prompt,
+            negatives * num_images_per_prompt,
             values["width"],
             values["height"],
             values["num_inference_steps"],
             float(values["guidance_scale"]),
             _temperatures(values["temperature"]),
             seed,
+            (values["width"], values["height"], *micro_conds),
         )
+        return self._paint(request, noise or PhiloxNoise(request.seed))
+
+    def _check_side(self, name: str, side: Any) -> None:
+        _check_whole(name, side, self._multiple, MAX_SIDE)
+        if side % self._multiple:
+            raise UsageError(f"{name} {side} is not a multiple of {self._multiple}; use {self._near(side)}")
 
     def _near(self, side: int) -> str:
         below = side // self._multiple * self._multiple
@@ -259,7 +245,7 @@ class MeissonicPipeline(Pipeline):
 
     def _condition(self, request: Request, states: dict[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
         """Text stream and modulation of all steps, for every distinct text."""
-        micro = np.array([[request.width, request.height, 0, 0, AESTHETIC_SCORE]], np.float32)
+        micro = np.array([request.micro_conds], np.float32)
         timesteps = np.arange(request.num_inference_steps - 1, -1, -1, dtype=np.float32)
         condition = {}
         with self._phase("condition"), self._open("condition") as session:
@@ -296,6 +282,7 @@ class MeissonicPipeline(Pipeline):
             "num_inference_steps": request.num_inference_steps,
             "guidance_scale": request.guidance_scale,
             "temperature": list(request.temperature),
+            "micro_conds": list(request.micro_conds),
             "seed": request.seed,
             "sampler": f"masked {self._schedule}",
             "model": self.bundle.manifest.name,

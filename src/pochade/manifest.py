@@ -103,7 +103,7 @@ class Manifest:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
-        """The manifest as plain JSON values."""
+        """The manifest as values that JSON can write."""
         values = dataclasses.asdict(self)
         for component in values["components"].values():
             del component["name"]
@@ -307,7 +307,7 @@ def _role_faults(manifest: Manifest) -> Iterator[str]:
 def _component_faults(component: Component, listed: set[str]) -> Iterator[str]:
     """Why this component cannot be made of these files."""
     if not component.file.endswith(".onnx"):
-        # ONNX Runtime takes another ending as a sign of its own format, which nothing here looks into.
+        # ONNX Runtime reads .ort as a format of its own, which nothing here looks into.
         yield f"{component.file!r} does not end in .onnx"
     for path in component.external_data:
         if not path.startswith(folder_prefix(component.file)):

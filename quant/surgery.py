@@ -1,0 +1,88 @@
+"""Changes to a graph that several rewrites share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import onnx_ir as ir
+
+from pochade.quant.select import Weight, constant_shape
+from pochade.quant.streamed import Array, StreamedTensor
+
+MICROSOFT = "com.microsoft"
+
+
+def add_initializer(
+    weight: Weight, suffix: str, dtype: ir.DataType, shape: Sequence[int], chunks: Callable[[], Iterator[Array]]
+) -> ir.Value:
+    """A new initializer beside a weight, named after it and computed when it is written."""
+    name = f"{weight.name}.{suffix}"
+    tensor = StreamedTensor(name, dtype, shape, chunks)
+    value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype), const_value=tensor)
+    weight.graph.register_initializer(value)
+    return value
+
+
+def drop(weight: Weight) -> None:
+    """Remove the initializer of a weight that nothing reads any more, and the Cast that widened it."""
+    assert not weight.source.uses(), f"{weight.name} is still read"
+    cast = weight.source.producer()
+    if cast is not None:
+        assert cast.graph is not None, f"{weight.name} is widened outside of any graph"
+        cast.graph.remove(cast, safe=True)
+    del weight.graph.initializers[weight.name]
+
+
+def become(node: ir.Node, op_type: str, inputs: Sequence[ir.Value | None], attributes: dict[str, int]) -> None:
+    """Turn a node into a `com.microsoft` one that computes the same outputs.
+
+    In place, so that its outputs keep their names, types and readers, and may be outputs of the graph.
+    """
+    node.domain, node.op_type, node.version = MICROSOFT, op_type, None
+    node.attributes.clear()
+    for name, number in attributes.items():
+        node.attributes.add(ir.AttrInt64(name, number))
+    node.resize_inputs(len(inputs))
+    for index, value in enumerate(inputs):
+        node.replace_input_with(index, value)
+
+
+def replace_linear(
+    weight: Weight, op_type: str, operands: Sequence[ir.Value], bias_index: int, attributes: dict[str, int]
+) -> None:
+    """Let every reader of a linear weight compute `op_type(x, *operands)`, its bias included.
+
+    Args:
+        weight: read by MatMul or Gemm nodes.
+        op_type: of domain com.microsoft.
+        operands: inputs 1 and following.
+        bias_index: which input of the new node is the bias.
+        attributes: of the new node.
+    """
+    for node in weight.readers:
+        bias, last = _bias(node, weight.rows)
+        inputs = [node.inputs[0], *operands]
+        if bias is not None:
+            inputs += [None] * (bias_index - len(inputs)) + [bias]
+        become(last, op_type, inputs, attributes)
+        if last is not node:
+            assert node.graph is not None, f"node {node.name} belongs to no graph"
+            node.graph.remove(node, safe=True)
+
+
+def _bias(node: ir.Node, rows: int) -> tuple[ir.Value | None, ir.Node]:
+    """Bias of a linear layer or None, and the node whose output is the layer's: itself or a following Add."""
+    if node.op_type == "Gemm":
+        return (node.inputs[2] if len(node.inputs) > 2 else None), node
+    output = node.outputs[0]
+    uses = output.uses()
+    if output.is_graph_output() or len(uses) != 1:
+        return None, node
+    add = next(iter(uses)).node
+    # An Add in a subgraph runs once per iteration; moving the product there would repeat it.
+    if add.op_type != "Add" or add.domain != "" or add.graph is not node.graph:
+        return None, node
+    for value in add.inputs:
+        if value is not output and constant_shape(value) == (rows,):
+            return value, add
+    return None, node

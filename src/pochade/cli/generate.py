@@ -1,0 +1,181 @@
+"""`pochade generate`: a prompt becomes a picture file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pochade.cli.options import add_json, add_verbosity
+from pochade.cli.progress import ProgressBar
+from pochade.errors import OutputError, UsageError
+
+if TYPE_CHECKING:
+    from pochade.runtime.families.meissonic import MeissonicPipeline
+    from pochade.runtime.pipeline import Result
+
+MAX_STDIN = 1 << 20
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the verb."""
+    parser = subparsers.add_parser(
+        "generate",
+        help="paint a picture from a prompt",
+        description="Paint a picture from a prompt. The path of every picture goes to stdout.",
+    )
+    parser.add_argument("words", nargs="?", metavar="PROMPT", help="what to paint; - reads it from stdin")
+    parser.add_argument("-p", "--prompt", help="the same as an option")
+    parser.add_argument("-n", "--negative-prompt", help="what to avoid (default: the bundle's; '' for none)")
+    parser.add_argument("-m", "--model", default="starter", help="bundle folder or installed name (default: starter)")
+    parser.add_argument("-W", "--width", type=int, help="pixels")
+    parser.add_argument("-H", "--height", type=int, help="pixels")
+    parser.add_argument("--size", help="both at once, e.g. 1024x768")
+    parser.add_argument("--steps", type=int, help="denoise steps")
+    parser.add_argument("--guidance", "--cfg-scale", type=float, help="how strictly to follow the prompt; 1 is off")
+    parser.add_argument("--temperature", help="noise in the choice of tokens, e.g. 2 or 2,0 (first and last step)")
+    parser.add_argument("-s", "--seed", type=int, default=-1, help="of the first picture; -1 draws one (default)")
+    parser.add_argument("-b", "--batch-count", type=int, default=1, help="pictures to paint (default: 1)")
+    parser.add_argument(
+        "-o",
+        "--output",
+        default="pochade-{seed}.png",
+        help="file name; {seed} and {index} are filled in (default: pochade-{seed}.png)",
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: all cores of this process)")
+    parser.add_argument("--no-metadata", action="store_true", help="do not write prompt and settings into the picture")
+    add_json(parser, "settings, timings, peak memory and providers as JSON, instead of the paths")
+    add_verbosity(parser)
+    parser.set_defaults(func=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Paint what the arguments say."""
+    import pochade
+
+    prompt = _prompt(arguments)
+    width, height = _size(arguments)
+    targets = _Targets(arguments.output, arguments.batch_count)
+    with pochade.load(arguments.model, device=arguments.device, threads=arguments.threads) as pipe:
+        result = _paint(
+            pipe,
+            arguments,
+            prompt=prompt,
+            negative_prompt=arguments.negative_prompt,
+            width=width,
+            height=height,
+            num_inference_steps=arguments.steps,
+            guidance_scale=arguments.guidance,
+            temperature=_temperature(arguments.temperature),
+            num_images_per_prompt=arguments.batch_count,
+            seed=arguments.seed,
+        )
+    paths = _save(result, targets, metadata=not arguments.no_metadata)
+    _report(result, paths, arguments)
+    return 0
+
+
+def _paint(pipe: MeissonicPipeline, arguments: argparse.Namespace, **settings: Any) -> Result:
+    from pochade.runtime.pipeline import StepEvent
+
+    with ProgressBar(quiet=bool(arguments.quiet)) as bar:
+        bar.update("reading the prompt", 0, 0)
+        for event in pipe.stream(**settings):
+            if not isinstance(event, StepEvent):
+                return event
+            bar.update("painting", event.index, event.total)
+            if event.index == event.total:
+                bar.update("decoding", 0, 0)
+    raise AssertionError("stream ended without a result")
+
+
+def _save(result: Result, targets: _Targets, metadata: bool) -> list[Path]:
+    from pochade.runtime.image import save_image
+
+    paths = []
+    for index, (image, seed) in enumerate(zip(result.images, result.seeds, strict=True)):
+        path = targets.path(seed, index)
+        save_image(image, path, {**result.settings, "seed": seed} if metadata else None)
+        paths.append(path)
+    return paths
+
+
+def _report(result: Result, paths: list[Path], arguments: argparse.Namespace) -> None:
+    for note in result.notes:
+        print(f"note: {note}", file=sys.stderr)
+    if arguments.json:
+        fields = ("seeds", "timings", "peak_memory", "providers", "notes")
+        report = {"files": [str(path) for path in paths], "settings": dict(result.settings)}
+        print(json.dumps(report | {name: getattr(result, name) for name in fields}, ensure_ascii=False, indent=2))
+        return
+    for path in paths:
+        print(path)
+    if not arguments.quiet:
+        seeds = ", ".join(map(str, result.seeds))
+        print(f"seed {seeds}  {result.timings['total']:.2f} s on {result.settings['device']}", file=sys.stderr)
+    if arguments.verbose:
+        phases = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in result.timings.items())
+        peak = f"; peak memory {result.peak_memory / 1e6:.0f} MB" if result.peak_memory else ""
+        print(f"{phases}{peak}", file=sys.stderr)
+
+
+class _Targets:
+    """File names from the pattern; a wrong one is found before painting, not after."""
+
+    def __init__(self, pattern: str, count: int) -> None:
+        self._pattern = pattern
+        unknown = set(re.findall(r"\{(.*?)\}", pattern)) - {"seed", "index"}
+        if unknown:
+            raise UsageError(f"output pattern has {{{sorted(unknown)[0]}}}; only {{seed}} and {{index}} are filled in")
+        if count > 1 and not re.search(r"\{(seed|index)\}", pattern):
+            raise UsageError(f"{count} pictures would all be {pattern}; put {{seed}} or {{index}} into --output")
+        first = self.path(0, 0)
+        if not first.parent.is_dir():
+            raise OutputError(f"cannot write {first}: the folder {first.parent} does not exist; make it first")
+        if first.is_dir():
+            raise OutputError(f"cannot write {first}: it is a folder; give a file name such as {first / 'picture.png'}")
+        if first.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+            raise UsageError(f"output {pattern} does not end in .png, .jpg or .webp")
+
+    def path(self, seed: int, index: int) -> Path:
+        return Path(self._pattern.replace("{seed}", str(seed)).replace("{index}", str(index)))
+
+
+def _prompt(arguments: argparse.Namespace) -> str:
+    given = [text for text in (arguments.words, arguments.prompt) if text is not None]
+    if len(given) != 1:
+        raise UsageError("give one prompt: pochade generate \"a red star\"" if not given else "two prompts were given")
+    if given[0] != "-":
+        return str(given[0])
+    text = sys.stdin.buffer.read(MAX_STDIN + 1)
+    try:
+        return text.decode("utf-8").strip()
+    except UnicodeDecodeError:
+        raise UsageError("the prompt on stdin is not UTF-8 text") from None
+
+
+def _size(arguments: argparse.Namespace) -> tuple[int | None, int | None]:
+    if arguments.size is None:
+        return arguments.width, arguments.height
+    match = re.fullmatch(r"(\d{1,6})[xX×](\d{1,6})", arguments.size)
+    if not match:
+        raise UsageError(f"size {arguments.size!r} is not WIDTHxHEIGHT, e.g. 1024x768")
+    if arguments.width is not None or arguments.height is not None:
+        raise UsageError("give --size or --width and --height, not both")
+    return int(match[1]), int(match[2])
+
+
+def _temperature(text: str | None) -> tuple[float, float] | float | None:
+    if text is None:
+        return None
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if len(values) not in (1, 2):
+        raise UsageError(f"temperature {text!r} is neither a number nor two with a comma, e.g. 2,0")
+    return (values[0], values[1]) if len(values) == 2 else values[0]

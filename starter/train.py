@@ -1,0 +1,219 @@
+"""Train the starter: `python -m starter.train --out DIR --minutes N`."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from starter.captions import caption
+from starter.checkpoint import write_checkpoint
+from starter.codec import CHANNELS, new_codec, train_codec
+from starter.codes import GRID, scene_codes
+from starter.data import Batch, Batches, starter_tokenizer
+from starter.fast import use_fast_operations
+from starter.model import MASK, Painter
+from starter.scenes import random_scene
+from starter.schedule import Budget, rate_factor
+
+log = logging.getLogger(__name__)
+
+EMA = 0.999
+STATE = "state.pt"
+CODEC = "codec.pt"
+
+
+Features = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Painter.cell_features, compiled or not."""
+
+
+def masked_loss(painter: Painter, batch: Batch, cell_features: Features) -> Tensor:
+    """Mean cross-entropy in nats at the batch's chosen masked cells, averaged per picture."""
+    with torch.autocast("cpu", torch.bfloat16):
+        features = cell_features(batch.tokens, batch.ids, batch.steps)
+        # The head only where the loss looks.
+        features = features.gather(1, batch.cells[..., None].expand(-1, -1, features.shape[-1]))
+        logits = painter.logits(features)
+    losses = nn.functional.cross_entropy(logits.float().flatten(0, 1), batch.targets.flatten(), reduction="none")
+    return (losses * batch.weights.flatten()).sum()
+
+
+def _is_matrix(name: str, weight: Tensor) -> bool:
+    """Whether Muon should train this weight: a hidden matrix, no table, head or modulation."""
+    skipped = ("embedding", "norm1", "norm.linear", "conv", "cond_embed", "time_text_embed")
+    return weight.ndim == 2 and not any(part in name for part in skipped)
+
+
+def optimisers(painter: Painter, rate: float, muon: bool) -> list[torch.optim.Optimizer]:
+    """Muon for the hidden matrices (if wanted) and AdamW for everything else."""
+    named = list(painter.named_parameters())
+    matrices = [w for name, w in named if muon and _is_matrix(name, w)]
+    chosen = {id(w) for w in matrices}
+    rest = [w for _, w in named if id(w) not in chosen]
+    decayed = [w for w in rest if w.ndim > 1]
+    plain = [w for w in rest if w.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": 0.02}, {"params": plain, "weight_decay": 0.0}]
+    out: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95), fused=True)]
+    if matrices:
+        out.append(torch.optim.Muon(matrices, lr=rate, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"))
+    for group in (g for o in out for g in o.param_groups):
+        group["peak"] = group["lr"]
+    return out
+
+
+@dataclass(frozen=True)
+class CaptionTest:
+    """Fixed scenes, fully masked: does the caption tell the model what to paint?"""
+
+    ids: dict[str, Tensor]
+    """Prompts by kind: true, empty, wrong (another scene's)."""
+    targets: Tensor
+    """True codes, int64 (n, cells)."""
+
+    @classmethod
+    def build(cls, batches: Batches, n: int = 48) -> CaptionTest:
+        """The test for the scenes of a fixed seed."""
+        rng = np.random.default_rng(1)
+        scenes = [random_scene(rng, batches.weights) for _ in range(n)]
+        texts = [caption(scene, rng) for scene in scenes]
+        kinds = {"true": texts, "empty": [""] * n, "wrong": texts[1:] + texts[:1]}
+        ids = {kind: torch.from_numpy(batches.tokenizer(lines)) for kind, lines in kinds.items()}
+        return cls(ids, torch.from_numpy(np.stack([scene_codes(scene).ravel() for scene in scenes])))
+
+    def run(self, painter: Painter) -> dict[str, float]:
+        """Cross-entropy at full mask in nats per cell, for each kind of prompt."""
+        tokens = torch.full((len(self.targets), GRID, GRID), MASK)
+        steps = torch.full((1,), 63)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            logits = {kind: painter(tokens, ids, steps) for kind, ids in self.ids.items()}
+        flat = self.targets.flatten()
+        return {k: round(nn.functional.cross_entropy(v.float().flatten(0, 1), flat).item(), 4) for k, v in logits.items()}
+
+
+class Trainer:
+    """Everything a run needs to go on after an interruption."""
+
+    def __init__(self, batches: Batches, rate: float, muon: bool, seed: int, compiled: bool = False, **sizes: int) -> None:
+        torch.manual_seed(seed)
+        self.batches = batches
+        self.painter = Painter(len(batches.tokenizer.ids), **sizes)
+        # The rotary table is the same in every step.
+        self.painter.transformer.rope = functools.cache(self.painter.transformer.rope)  # type: ignore[method-assign]
+        self.cell_features: Features = self.painter.cell_features
+        if compiled:
+            self.cell_features = torch.compile(self.painter.cell_features)
+        self.ema = {name: weight.clone() for name, weight in self.painter.state_dict().items()}
+        self.optimisers = optimisers(self.painter, rate, muon)
+        self.step = 0
+
+    def train_step(self, progress: float) -> float:
+        """One step; the loss in nats."""
+        factor = rate_factor(self.step, progress)
+        for group in (g for o in self.optimisers for g in o.param_groups):
+            group["lr"] = group["peak"] * factor
+        loss = masked_loss(self.painter, self.batches.next(), self.cell_features)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.painter.parameters(), 1.0)
+        for optimiser in self.optimisers:
+            optimiser.step()
+            optimiser.zero_grad()
+        self.step += 1
+        # Early averages must not remember the random start.
+        keep = min(EMA, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            weights = list(self.painter.state_dict().values())
+            torch._foreach_lerp_(list(self.ema.values()), weights, 1 - keep)
+        return float(loss.detach())
+
+    def save(self, folder: Path, spent: float) -> None:
+        """Write the state; a half-written file never takes its place."""
+        state: dict[str, Any] = {
+            "painter": self.painter.state_dict(),
+            "ema": self.ema,
+            "optimisers": [o.state_dict() for o in self.optimisers],
+            "step": self.step,
+            "spent": spent,
+            "rng": json.dumps(self.batches.rng.bit_generator.state),
+            "merges": self.batches.tokenizer.merges,
+        }
+        torch.save(state, folder / (STATE + ".new"))
+        (folder / (STATE + ".new")).replace(folder / STATE)
+
+    def resume(self, folder: Path) -> float:
+        """Continue from a saved state, if there is one; the seconds it had used."""
+        if not (folder / STATE).exists():
+            return 0.0
+        state = torch.load(folder / STATE, weights_only=True)
+        self.painter.load_state_dict(state["painter"])
+        self.ema = state["ema"]
+        for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(saved)
+        self.step = state["step"]
+        self.batches.rng.bit_generator.state = json.loads(state["rng"])
+        return float(state["spent"])
+
+
+def run(trainer: Trainer, folder: Path, budget: Budget, save_minutes: float = 3.0, test_steps: int = 100) -> None:
+    """Train until the budget is used, logging to `log.jsonl` in the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    budget.spent = trainer.resume(folder)
+    test, size = CaptionTest.build(trainer.batches), trainer.batches.size
+    saved, losses = budget.seconds(), []
+    while (progress := budget.progress(trainer.step * size)) < 1:
+        losses.append(trainer.train_step(progress))
+        if trainer.step % test_steps == 0:
+            row = {"step": trainer.step, "seconds": round(budget.seconds(), 1), "loss": round(float(np.mean(losses)), 4)}
+            row |= test.run(trainer.painter)
+            losses.clear()
+            log.info(json.dumps(row))
+            with (folder / "log.jsonl").open("a") as file:
+                file.write(json.dumps(row) + "\n")
+        if budget.seconds() - saved > 60 * save_minutes:
+            trainer.save(folder, budget.seconds())
+            saved = budget.seconds()
+    trainer.save(folder, budget.seconds())
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder for state, log and the finished checkpoint")
+    parser.add_argument("--minutes", type=float, help="wall-clock budget of the transformer")
+    parser.add_argument("--samples", type=int, help="budget of the transformer in pictures seen")
+    parser.add_argument("--codec-samples", type=int, default=10_000, help="budget of the codec in pictures seen")
+    parser.add_argument("--rate", type=float, default=8e-4, help="peak learning rate")
+    parser.add_argument("--adamw", action="store_true", help="AdamW for all weights, no Muon")
+    parser.add_argument("--compile", action="store_true", help="torch.compile (needs a C++ compiler; a quarter faster)")
+    parser.add_argument("--toy", action="store_true", help="tiny networks and batches, to try the whole run")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args(argv)
+    if not (args.minutes or args.samples):
+        parser.error("give --minutes or --samples")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    torch.set_num_threads(args.threads)
+    use_fast_operations()
+    batches = Batches(starter_tokenizer(), np.random.default_rng(args.seed), size=4 if args.toy else 64)
+    sizes = {"dim": 64, "layers": 1, "single_layers": 1} if args.toy else {}
+    trainer = Trainer(batches, args.rate, not args.adamw, args.seed, args.compile, **sizes)
+    run(trainer, args.out, Budget(args.minutes, args.samples))
+    codec_file = args.out / CODEC
+    if not codec_file.exists():
+        codec = new_codec((8, 8, 8, 8) if args.toy else CHANNELS)
+        train_codec(codec, Budget(samples=4 if args.toy else args.codec_samples), batch=4 if args.toy else 16)
+        torch.save(codec.state_dict(), codec_file)
+    codec_state = torch.load(codec_file, weights_only=True)
+    write_checkpoint(args.out / "checkpoint", trainer.ema, codec_state, batches.tokenizer)
+
+
+if __name__ == "__main__":
+    main()
