@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from PIL import Image
 
 from pochade.bundle import Bundle
 from pochade.errors import BundleInvalidError, UsageError
+from pochade.machine import usable_cores
 from pochade.runtime.providers import Device
 from pochade.runtime.session import ComponentSession, Observer, Stop
 
@@ -71,7 +71,7 @@ class Pipeline(ABC):
             raise BundleInvalidError(str(bundle.path), [f"component {name} is missing" for name in missing])
         self.bundle = bundle
         self.device = device
-        self.threads = threads or available_cores()
+        self.threads = threads or usable_cores()
         self.observer: Observer | None = None
         self._stop = Stop()
         self._closed = False
@@ -143,10 +143,3 @@ class Pipeline(ABC):
             yield session
         finally:
             session.close()
-
-
-def available_cores() -> int:
-    """Cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

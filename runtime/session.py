@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import platform
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +14,7 @@ from numpy.typing import NDArray
 
 from pochade.bundle import Bundle, Component
 from pochade.errors import BundleInvalidError, CancelledError, DeviceUnavailableError, UsageError
+from pochade.machine import cpu_features
 from pochade.runtime.ort import ort
 from pochade.runtime.providers import Device, session_provider
 
@@ -148,6 +151,17 @@ def check_inputs(component: Component, inputs: Mapping[str, Array]) -> dict[str,
     return checked
 
 
+@functools.cache
+def _saturates() -> bool:
+    """Whether 8-bit products may overflow 16 bits here: on x86 unless the processor is known to have VNNI.
+
+    The exact kernel takes twice the time, the other one gives plainly wrong pictures.
+    """
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    return not any("vnni" in name.lower() for name in cpu_features())
+
+
 def _open(path: Path, where: Path, device: Device, threads: int) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
@@ -156,6 +170,8 @@ def _open(path: Path, where: Path, device: Device, threads: int) -> Any:
     options.enable_cpu_mem_arena = False
     # Two sessions are open in the loop; a pool that spins while it waits takes the other one's cores.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if _saturates():
+        options.add_session_config_entry("session.x64quantprecision", "1")
     try:
         session = ort.InferenceSession(str(path), options, providers=device.provider_list)
     except Exception as error:  # ONNX Runtime raises a dozen unrelated types here

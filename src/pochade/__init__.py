@@ -1,8 +1,8 @@
 """Offline text-to-image on ONNX Runtime, without PyTorch.
 
-    import pochade
-    with pochade.load("starter") as pipe:
-        pipe("a large red star").images[0].save("star.png")
+>>> import pochade
+>>> with pochade.load("starter") as pipe:
+...     pipe("a large red star").images[0].save("star.png")
 """
 
 from __future__ import annotations

@@ -153,7 +153,7 @@ class FakeSession:
 
 @pytest.fixture
 def no_bundles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pochade.runtime.loading.installed", list)
+    monkeypatch.setattr("pochade.runtime.locate.installed", list)
 
 
 def fake_ort(monkeypatch: pytest.MonkeyPatch, works: Iterable[str], listed: list[str]) -> None:
@@ -269,7 +269,7 @@ def test_doctor_opens_the_installed_bundles(
 ) -> None:
     sound, damaged = write_bundle(tmp_path / "sound"), write_bundle(tmp_path / "damaged")
     (damaged / "tokenizer.json").unlink()
-    monkeypatch.setattr("pochade.runtime.loading.installed", lambda: [sound, damaged])
+    monkeypatch.setattr("pochade.runtime.locate.installed", lambda: [sound, damaged])
     assert run("doctor") == 0
     out = capsys.readouterr().out
     assert f"  sound: {sound}, {human_size(Bundle.open(sound).size)}\n" in out

@@ -216,7 +216,7 @@ def _reason_in_log(text: str) -> str:
 
 def _bundles() -> Iterator[InstalledBundle]:
     """The installed bundles, each opened to see whether it is sound."""
-    from pochade.runtime.loading import installed
+    from pochade.runtime.locate import installed
 
     for folder in installed():
         try:

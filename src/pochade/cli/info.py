@@ -27,7 +27,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(arguments: argparse.Namespace) -> int:
     """Print what the bundle holds."""
-    from pochade.runtime.loading import resolve
+    from pochade.runtime.locate import resolve
 
     bundle = Bundle.open(resolve(arguments.model))
     if arguments.json:

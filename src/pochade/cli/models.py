@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _bundles() -> list[dict[str, Any]]:
     from pochade.bundle import Bundle
-    from pochade.runtime.loading import installed
+    from pochade.runtime.locate import installed
 
     rows: list[dict[str, Any]] = []
     for path in installed():

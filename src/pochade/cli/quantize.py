@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Quantize."""
     scheme = read_scheme(arguments)
     from pochade.quant.bundle import quantize_bundle
-    from pochade.runtime.loading import resolve
+    from pochade.runtime.locate import resolve
 
     assert scheme is not None
     with ProgressBar(quiet=bool(arguments.quiet)) as bar:

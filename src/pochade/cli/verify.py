@@ -29,7 +29,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(arguments: argparse.Namespace) -> int:
     """Verify the bundle and print the outcome."""
-    from pochade.runtime.loading import resolve
+    from pochade.runtime.locate import resolve
 
     folder = resolve(arguments.model)
     try:
