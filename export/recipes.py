@@ -73,9 +73,7 @@ def choose(recipes: Mapping[str, Recipe], checkpoint: Path, name: str | None) ->
     for recipe in recipes.values():
         if recipe.fits(checkpoint):
             return recipe
-    raise InputRefusedError(
-        str(checkpoint), [f"no recipe fits it; choose one with --recipe: {', '.join(recipes)}"]
-    )
+    raise InputRefusedError(str(checkpoint), [f"no recipe fits it; choose one with --recipe: {', '.join(recipes)}"])
 
 
 def _default_file() -> Path:

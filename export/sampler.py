@@ -105,9 +105,7 @@ def _draw_loop(
     body = GraphOps("chunk_")
     first = body.Mul(i, chunk)
     axis = op.ints("rows_axis", [0])
-    here = body.Slice(
-        rows, body.Unsqueeze(first, axis), body.Unsqueeze(body.Add(first, chunk), axis), axis
-    )
+    here = body.Slice(rows, body.Unsqueeze(first, axis), body.Unsqueeze(body.Add(first, chunk), axis), axis)
     plain, guided = body.Gather(negative, here, axis=0), body.Gather(features, here, axis=0)
     mixed = body.Add(plain, body.Mul(inputs["guidance_scale"], body.Sub(guided, plain)))
     p = body.Softmax(body.MatMul(mixed, weight), axis=-1)
@@ -126,7 +124,9 @@ def _draw_loop(
     return drawn, log_drawn
 
 
-def _invert(op: GraphOps, body: GraphOps, p: ir.Value, uniform: ir.Value, codebook_size: int) -> tuple[ir.Value, ir.Value]:
+def _invert(
+    op: GraphOps, body: GraphOps, p: ir.Value, uniform: ir.Value, codebook_size: int
+) -> tuple[ir.Value, ir.Value]:
     """First code whose cumulative probability exceeds the uniform number, and its probability, both (rows)."""
     width = _block_width(codebook_size)
     last = op.ints("last_axis", [1])
@@ -182,4 +182,5 @@ def _remask(
     cells = op.Shape(confidence, start=1)
     ascending, _ = op.TopK(confidence, cells, axis=1, largest=0, sorted=1, _outputs=2)
     cut = op.GatherElements(ascending, count, axis=1)
-    return op.Where(op.Less(confidence, cut), op.ints("mask", [mask_token_id]), codes)
+    kept: ir.Value = op.Where(op.Less(confidence, cut), op.ints("mask", [mask_token_id]), codes)
+    return kept

@@ -7,6 +7,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 import torch
@@ -71,7 +72,7 @@ def save(model: ir.Model, path: Path, progress: Callable[[int, int], None] | Non
 
 
 def _trace(plan: ComponentPlan) -> ir.Model:
-    shapes = tuple({axis: dim for axis, dim in plan.dynamic.get(name, {}).items()} for name in plan.inputs)
+    shapes = tuple(dict(plan.dynamic.get(name, {})) for name in plan.inputs)
     with torch.no_grad(), _quiet():
         exported = torch.export.export(plan.module, tuple(plan.inputs.values()), dynamic_shapes=shapes, strict=False)
         # Folding is left to _weights_out_of_reach: the weights hold nothing yet.
@@ -131,7 +132,7 @@ def _weights_out_of_reach(graph: ir.Graph, plan: ComponentPlan) -> Iterator[None
 def lazy(name: str, shape: torch.Size, dtype: torch.dtype, source: WeightSource) -> ir.LazyTensor:
     """Tensor that is read, checked against `shape` and cast to `dtype` each time its data is asked for."""
 
-    def read() -> ir.Tensor:
+    def read() -> ir.Tensor[Any]:
         tensor = source()
         if tensor.shape != shape:
             raise AssertionError(f"weight {name} came as {list(tensor.shape)}, the graph has {list(shape)}")
@@ -141,7 +142,7 @@ def lazy(name: str, shape: torch.Size, dtype: torch.dtype, source: WeightSource)
     return ir.LazyTensor(read, dtype=kind, shape=ir.Shape(shape), name=name)
 
 
-def to_ir(tensor: Tensor, name: str) -> ir.Tensor:
+def to_ir(tensor: Tensor, name: str) -> ir.Tensor[Any]:
     """Torch tensor as an ONNX tensor that shares its memory."""
     return ir.Tensor(tensor.contiguous().numpy(), name=name)
 
@@ -156,8 +157,7 @@ def _finish(model: ir.Model, plan: ComponentPlan) -> None:
     for node in graph.all_nodes():
         node.metadata_props.clear()
         node.doc_string = None
-    for value in graph.all_nodes():
-        for output in value.outputs:
+        for output in node.outputs:
             output.metadata_props.clear()
     graph.metadata_props.clear()
     model.metadata_props.clear()

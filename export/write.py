@@ -14,7 +14,7 @@ from pochade.errors import UsageError
 from pochade.export.families import FAMILIES
 from pochade.export.passes.store_half import StoreHalfPass
 from pochade.export.recipes import Recipe, choose, read_recipes
-from pochade.export.trace import build, save
+from pochade.export.trace import save
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 

@@ -11,6 +11,7 @@ from pochade.runtime.families.meissonic import MeissonicPipeline
 from pochade.runtime.locate import resolve
 from pochade.runtime.providers import choose
 
+
 def load(
     model: str | os.PathLike[str] = "starter", *, device: str = "auto", threads: int | None = None
 ) -> MeissonicPipeline:
@@ -35,8 +36,8 @@ def load(
         known = ", ".join(sorted(FAMILIES))
         raise BundleInvalidError(str(bundle.path), [f"family {family!r} is unknown here; known are {known}"])
     if revision != FAMILIES[family].revision:
+        reads = FAMILIES[family].revision
         raise BundleInvalidError(
-            str(bundle.path),
-            [f"revision {revision} of family {family}, this version reads {FAMILIES[family].revision}; export it again"],
+            str(bundle.path), [f"revision {revision} of family {family}, this version reads {reads}; export it again"]
         )
     return FAMILIES[family](bundle, choose(device), threads)

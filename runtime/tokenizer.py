@@ -56,7 +56,8 @@ def check_prompt(prompt: str, what: str = "prompt") -> None:
         UsageError: too long, not Unicode text, or with control characters.
     """
     if len(prompt) > MAX_PROMPT_CHARS:
-        raise UsageError(f"the {what} has {len(prompt)} characters; at most {MAX_PROMPT_CHARS} are accepted, shorten it")
+        length = len(prompt)
+        raise UsageError(f"the {what} has {length} characters; at most {MAX_PROMPT_CHARS} are accepted, shorten it")
     for index, char in enumerate(prompt):
         category = unicodedata.category(char)
         if category == "Cs" or (category == "Cc" and char not in "\t\n\r"):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from starter.captions import caption
 from starter.checkpoint import write_checkpoint
-from starter.codec import CHANNELS, new_codec, train_codec
+from starter.codec import CHANNELS, PARTS, new_codec, train_codec
 from starter.codes import GRID, scene_codes
 from starter.data import Batch, Batches, starter_tokenizer
 from starter.fast import use_fast_operations
@@ -209,7 +209,9 @@ def main(argv: list[str] | None = None) -> None:
     codec_file = args.out / CODEC
     if not codec_file.exists():
         codec = new_codec((8, 8, 8, 8) if args.toy else CHANNELS)
-        train_codec(codec, Budget(samples=4 if args.toy else args.codec_samples), batch=4 if args.toy else 16)
+        for part in PARTS:
+            budget = Budget(samples=4 if args.toy else args.codec_samples)
+            train_codec(codec, part, budget, batch=4 if args.toy else 16, compiled=args.compile)
         torch.save(codec.state_dict(), codec_file)
     codec_state = torch.load(codec_file, weights_only=True)
     write_checkpoint(args.out / "checkpoint", trainer.ema, codec_state, batches.tokenizer)

@@ -51,4 +51,5 @@ def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
     """Over the last axis, float64."""
     wide = logits.astype(np.float64)
     powers = np.exp(wide - wide.max(-1, keepdims=True))
-    return powers / powers.sum(-1, keepdims=True)
+    shares: NDArray[np.float64] = powers / powers.sum(-1, keepdims=True)
+    return shares

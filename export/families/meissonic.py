@@ -83,7 +83,8 @@ class DenoiseStep(MaskedTransformer):
         x = self.project_from_hidden_norm(self.blocks(x, context.to(dtype), rows, rope))
         if patch == 2:
             x = self.project_from_hidden(x).unflatten(1, (height, width))
-            x = self.split_cells(self.up_block["upsample"].norm(x), self.head_kernel).flatten(1, 2)
+            up: Any = self.up_block["upsample"]
+            x = self.split_cells(up.norm(x), self.head_kernel).flatten(1, 2)
         else:
             x = F.linear(x, self.head_kernel)
         return self.mlm_layer.layer_norm(x).float()
@@ -186,15 +187,12 @@ class Meissonic:
         return self
 
     def _check(self, path: Path) -> None:
-        faults = []
-        if self.text.hidden_size != self.transformer.joint_attention_dim:
-            faults.append(f"text states are {self.text.hidden_size} wide, the transformer takes {self.transformer.joint_attention_dim}")
-        if self.text.projection_dim != self.transformer.pooled_projection_dim:
-            faults.append(
-                f"pooled text is {self.text.projection_dim} wide, the transformer takes {self.transformer.pooled_projection_dim}"
-            )
-        if self.codec.num_vq_embeddings != self.transformer.codebook_size:
-            faults.append(f"the codec has {self.codec.num_vq_embeddings} codes, the transformer {self.transformer.codebook_size}")
+        pairs = (
+            ("text states are {} wide", self.text.hidden_size, self.transformer.joint_attention_dim),
+            ("pooled text is {} wide", self.text.projection_dim, self.transformer.pooled_projection_dim),
+            ("the codec has {} codes", self.codec.num_vq_embeddings, self.transformer.codebook_size),
+        )
+        faults = [f"{what.format(has)}, the transformer takes {takes}" for what, has, takes in pairs if has != takes]
         mask = self.scheduler.get("mask_token_id")
         if not isinstance(mask, int) or not self.transformer.codebook_size <= mask < self.transformer.vocab_size:
             faults.append(f"scheduler mask_token_id {mask!r} is no row of the token embedding beyond the code book")

@@ -6,6 +6,7 @@ Published as `Transformer2DModel` in viiika/Meissonic; arXiv 2410.08261. Paramet
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,16 +63,13 @@ class TransformerConfig:
             KeyError: a value is missing.
             ValueError: a combination that no released pipeline can run.
         """
-        config = cls(
-            **{
-                name: tuple(values[name]) if name == "axes_dims_rope" else values[name]
-                for name in cls.__dataclass_fields__
-            }
-        )
+        fields = {name: values[name] for name in cls.__dataclass_fields__}
+        config = cls(**fields | {"axes_dims_rope": tuple(fields["axes_dims_rope"])})
         if values.get("guidance_embeds"):
             raise ValueError("guidance_embeds is true, but no released pipeline passes a guidance value")
         if config.pooled_projection_dim != config.dim:
-            raise ValueError(f"pooled_projection_dim {config.pooled_projection_dim} differs from the width {config.dim}")
+            width = config.pooled_projection_dim
+            raise ValueError(f"pooled_projection_dim {width} differs from the width {config.dim}")
         if sum(config.axes_dims_rope) != config.attention_head_dim:
             raise ValueError(f"axes_dims_rope {config.axes_dims_rope} do not add up to {config.attention_head_dim}")
         if config.downsample != config.upsample:
@@ -205,7 +203,9 @@ class DoubleBlock(nn.Module):
         self.attn = Attention(config, joint=True)
         self.ff, self.ff_context = FeedForward(dim), FeedForward(dim)
 
-    def forward(self, x: Tensor, y: Tensor, rows: tuple[Tensor, ...], rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, y: Tensor, rows: tuple[Tensor, ...], rope: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
         """Image (batch, tokens, dim) and text (batch, text tokens, dim) through the block.
 
         `rows` are 12 tensors (batch, 1, dim): shift, scale, gate of attention and of the MLP, image then text.
@@ -325,8 +325,11 @@ class MaskedTransformer(nn.Module):
     def modulation(self, temb: Tensor) -> Tensor:
         """Shifts, scales and gates of all blocks in order, (batch, modulation_rows, dim)."""
         h = F.silu(temb)
-        layers = [m for b in self.transformer_blocks for m in (b.norm1.linear, b.norm1_context.linear)]
-        layers += [b.norm.linear for b in self.single_transformer_blocks]
+        # A ModuleList does not tell what it holds.
+        double: Iterable[Any] = self.transformer_blocks
+        single: Iterable[Any] = self.single_transformer_blocks
+        layers = [m for b in double for m in (b.norm1.linear, b.norm1_context.linear)]
+        layers += [b.norm.linear for b in single]
         return torch.cat([layer(h) for layer in layers], dim=-1).unflatten(-1, (-1, self.config.dim))
 
     def context(self, text_states: Tensor) -> Tensor:
@@ -336,7 +339,7 @@ class MaskedTransformer(nn.Module):
     def stem(self, cells: Tensor) -> Tensor:
         """Embedded cells (batch, height, width, dim) to the image stream (batch, tokens, dim), row-major."""
         if self.config.downsample:
-            down = self.down_block["downsample"]
+            down: Any = self.down_block["downsample"]
             cells = self.merge_cells(down.norm(cells), down.conv.weight.permute(0, 2, 3, 1).flatten(1))
         return self.project_to_hidden(self.project_to_hidden_norm(cells.flatten(1, 2)))
 
@@ -388,12 +391,14 @@ class MaskedTransformer(nn.Module):
         """What the last linear layer sees of every cell, (batch, cells, dim), from tokens on a height x width grid."""
         x = self.project_from_hidden(self.project_from_hidden_norm(x)).unflatten(1, (height, width))
         if self.config.upsample:
-            up = self.up_block["upsample"]
+            up: Any = self.up_block["upsample"]
             x = self.split_cells(up.norm(x), up.conv.weight.permute(2, 3, 1, 0).flatten(0, 2))
         x = F.linear(x, self.mlm_layer.conv1.weight.flatten(1))
         return self.mlm_layer.layer_norm(x).flatten(1, 2)
 
-    def forward(self, tokens: Tensor, text_states: Tensor, pooled: Tensor, micro_conds: Tensor, timestep: Tensor) -> Tensor:
+    def forward(
+        self, tokens: Tensor, text_states: Tensor, pooled: Tensor, micro_conds: Tensor, timestep: Tensor
+    ) -> Tensor:
         """Logits (batch, codebook, height, width) of a token grid (batch, height, width) int64."""
         height, width = tokens.shape[1] // self.config.patch, tokens.shape[2] // self.config.patch
         x, y = self.stem(self.embed(tokens)), self.context(text_states)

@@ -11,16 +11,19 @@ import torch.nn.functional as F  # noqa: N812 - the name everyone gives it
 from torch import Tensor
 
 
-def _symbolic(op: str, inputs: list[Tensor], shape: torch.Size | list[int], dtype: torch.dtype, **attrs: object) -> Tensor:
-    return torch.onnx.ops.symbolic(op, inputs, attrs=attrs, dtype=dtype, shape=shape, version=1)
+def _symbolic(op: str, inputs: list[Tensor], shape: torch.Size, dtype: torch.dtype, **attrs: int | float) -> Tensor:
+    return torch.onnx.ops.symbolic(op, inputs, attrs={**attrs}, dtype=dtype, shape=shape, version=1)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """`x / sqrt(mean(x^2) + eps) * weight` over the last axis; statistics in float32, result in x's dtype."""
     if torch.compiler.is_exporting():
-        attrs = {"axis": -1, "epsilon": eps, "stash_type": 1}
         return torch.onnx.ops.symbolic(
-            "SimplifiedLayerNormalization", [x, weight], attrs=attrs, dtype=x.dtype, shape=x.shape
+            "SimplifiedLayerNormalization",
+            [x, weight],
+            attrs={"axis": -1, "epsilon": eps, "stash_type": 1},
+            dtype=x.dtype,
+            shape=x.shape,
         )
     return F.rms_norm(x, weight.shape, weight, eps)
 
@@ -48,8 +51,10 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
     """
     if torch.compiler.is_exporting():
         offset = torch.zeros(1, dtype=torch.int64)
-        attrs = {"interleaved": 1, "num_heads": heads}
-        rotated = _symbolic("com.microsoft::RotaryEmbedding", [x.float(), offset, cos, sin], x.shape, torch.float32, **attrs)
+        inputs = [x.float(), offset, cos, sin]
+        rotated = _symbolic(
+            "com.microsoft::RotaryEmbedding", inputs, x.shape, torch.float32, interleaved=1, num_heads=heads
+        )
         return rotated.to(x.dtype)
     batch, tokens, dim = x.shape
     pairs = x.float().view(batch, tokens, heads, dim // heads // 2, 2)
@@ -67,5 +72,5 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     """
     if torch.compiler.is_exporting():
         return _symbolic("com.microsoft::MultiHeadAttention", [q, k, v], q.shape, q.dtype, num_heads=heads)
-    split = [t.view(t.shape[0], t.shape[1], heads, -1).transpose(1, 2) for t in (q, k, v)]
-    return F.scaled_dot_product_attention(*split).transpose(1, 2).reshape(q.shape)
+    q_heads, k_heads, v_heads = (t.view(t.shape[0], t.shape[1], heads, -1).transpose(1, 2) for t in (q, k, v))
+    return F.scaled_dot_product_attention(q_heads, k_heads, v_heads).transpose(1, 2).reshape(q.shape)

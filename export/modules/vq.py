@@ -6,9 +6,9 @@ The layout is the published `VQModel` of diffusers; parameter names are its keys
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
-import torch
 import torch.nn.functional as F  # noqa: N812 - the name everyone gives it
 from torch import Tensor, nn
 
@@ -50,9 +50,17 @@ class VqConfig:
         for name, expected in fixed.items():
             if values.get(name, expected) != expected:
                 raise ValueError(f"{name} is {values[name]!r}, released codecs have {expected!r}")
-        if {*values["down_block_types"]} != {"DownEncoderBlock2D"} or {*values["up_block_types"]} != {"UpDecoderBlock2D"}:
+        levels = {*values["down_block_types"]}, {*values["up_block_types"]}
+        if levels != ({"DownEncoderBlock2D"}, {"UpDecoderBlock2D"}):
             raise ValueError("only DownEncoderBlock2D and UpDecoderBlock2D levels are known")
-        names = ("layers_per_block", "latent_channels", "norm_num_groups", "num_vq_embeddings", "in_channels", "out_channels")
+        names = (
+            "layers_per_block",
+            "latent_channels",
+            "norm_num_groups",
+            "num_vq_embeddings",
+            "in_channels",
+            "out_channels",
+        )
         return cls(
             block_out_channels=tuple(values["block_out_channels"]),
             embed_dim=values.get("vq_embed_dim") or values["latent_channels"],
@@ -107,9 +115,7 @@ class Level(nn.Module):
 
     def __init__(self, channels: list[int], groups: int, resample: tuple[str, nn.Module] | None) -> None:
         super().__init__()
-        self.resnets = nn.ModuleList(
-            ResnetBlock(a, b, groups) for a, b in zip(channels[:-1], channels[1:], strict=True)
-        )
+        self.resnets = nn.ModuleList(ResnetBlock(a, b, groups) for a, b in pairwise(channels))
         self.resample = resample[0] if resample else ""
         if resample:
             self.add_module(resample[0], nn.ModuleList([resample[1]]))
@@ -118,7 +124,7 @@ class Level(nn.Module):
         """Residual blocks, then the resampling if this level has one."""
         for block in self.resnets:
             x = block(x)
-        return self.get_submodule(self.resample)[0](x) if self.resample else x
+        return self.get_submodule(f"{self.resample}.0")(x) if self.resample else x
 
 
 class MidBlock(nn.Module):
@@ -140,7 +146,8 @@ class Encoder(nn.Module):
 
     def __init__(self, config: VqConfig) -> None:
         super().__init__()
-        widths, groups, last = config.block_out_channels, config.norm_num_groups, len(config.block_out_channels) - 1
+        widths, groups = config.block_out_channels, config.norm_num_groups
+        last = len(widths) - 1
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
         self.down_blocks = nn.ModuleList(
             Level(
@@ -167,7 +174,8 @@ class Decoder(nn.Module):
 
     def __init__(self, config: VqConfig) -> None:
         super().__init__()
-        widths, groups, last = config.block_out_channels[::-1], config.norm_num_groups, len(config.block_out_channels) - 1
+        widths, groups = config.block_out_channels[::-1], config.norm_num_groups
+        last = len(widths) - 1
         self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
         self.mid_block = MidBlock(widths[0], groups)
         self.up_blocks = nn.ModuleList(

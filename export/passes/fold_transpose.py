@@ -37,7 +37,7 @@ class FoldTransposePass(ir.passes.InPlacePass):
         name = weight.name + ".T"
         if name in graph.initializers:
             return graph.initializers[name]
-        shape = ir.Shape([source.shape[i] for i in permutation])
+        shape = ir.Shape([source.shape.numpy()[i] for i in permutation])
         tensor = ir.LazyTensor(
             lambda: ir.Tensor(np.ascontiguousarray(source.numpy().transpose(permutation))),
             dtype=source.dtype,

@@ -53,7 +53,7 @@ def _linear(node: ir.Node) -> tuple[ir.Node, ir.Node] | None:
 def _merge(graph: ir.Graph, shared: ir.Value, pairs: list[tuple[ir.Node, ir.Node]]) -> None:
     weights = [matmul.inputs[1] for matmul, _ in pairs]
     biases = [next(v for v in add.inputs if _weight(v) is not None) for _, add in pairs]
-    widths = [int(b.const_value.shape[0]) for b in biases if b is not None and b.const_value is not None]
+    widths = [b.const_value.shape.numpy()[0] for b in biases if b is not None and b.const_value is not None]
     first = pairs[0][0]
     matmul = ir.node("MatMul", [shared, _joined(graph, weights)])
     add = ir.node("Add", [matmul.outputs[0], _joined(graph, biases)])
@@ -80,7 +80,7 @@ def _joined(graph: ir.Graph, values: list[ir.Value | None]) -> ir.Value:
     """Initializer that is the parts side by side along their last axis, joined when it is written."""
     parts = [v.const_value for v in values if v is not None and v.const_value is not None]
     name = "+".join(v.name for v in values if v is not None and v.name is not None)
-    shape = ir.Shape([*parts[0].shape[:-1], sum(int(p.shape[-1]) for p in parts)])
+    shape = ir.Shape([*parts[0].shape.numpy()[:-1], sum(p.shape.numpy()[-1] for p in parts)])
     tensor = ir.LazyTensor(
         lambda: ir.Tensor(np.concatenate([p.numpy() for p in parts], axis=-1)),
         dtype=parts[0].dtype,

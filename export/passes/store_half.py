@@ -28,14 +28,15 @@ class StoreHalfPass(ir.passes.InPlacePass):
 def _store_half(graph: ir.Graph, value: ir.Value) -> None:
     source = value.const_value
     assert source is not None and value.name is not None
+    shape = ir.Shape(source.shape.numpy())
     half = ir.LazyTensor(
         lambda: ir.Tensor(source.numpy().astype(np.float16)),
         dtype=ir.DataType.FLOAT16,
-        shape=source.shape,
+        shape=shape,
         name=value.name,
     )
     del graph.initializers[value.name]
-    stored = ir.Value(name=value.name, shape=source.shape, type=ir.TensorType(half.dtype), const_value=half)
+    stored = ir.Value(name=value.name, shape=shape, type=ir.TensorType(half.dtype), const_value=half)
     cast = ir.node("Cast", [stored], attributes={"to": int(ir.DataType.FLOAT)})
     cast.outputs[0].name = f"{value.name}.float32"
     graph.register_initializer(stored)

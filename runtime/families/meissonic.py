@@ -78,7 +78,14 @@ class MeissonicPipeline(Pipeline):
             self._schedule = scheduler["masking_schedule"]
             self._defaults = {
                 key: defaults[key]
-                for key in ("width", "height", "num_inference_steps", "guidance_scale", "temperature", "negative_prompt")
+                for key in (
+                    "width",
+                    "height",
+                    "num_inference_steps",
+                    "guidance_scale",
+                    "temperature",
+                    "negative_prompt",
+                )
             }
         except (KeyError, TypeError, ValueError) as error:
             raise BundleInvalidError(str(bundle.path), [f"scheduler or defaults lack a usable {error}"]) from None

@@ -58,7 +58,7 @@ def mask_ratio(step: int, num_steps: int, schedule: MaskingSchedule) -> np.float
     ratio = np.float32((step + 1) / num_steps)
     if schedule == "linear":
         return np.float32(1) - ratio
-    return np.cos(ratio * np.float32(np.pi) / np.float32(2))
+    return np.float32(np.cos(ratio * np.float32(np.pi) / np.float32(2)))
 
 
 def mask_count(step: int, num_steps: int, cells: int, schedule: MaskingSchedule, start_ratio: float) -> int:

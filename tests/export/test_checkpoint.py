@@ -71,7 +71,11 @@ def test_fp16_copy_is_taken_when_it_is_alone(folder: Path) -> None:
 
 def test_foreign_parts_of_a_clip_file_are_passed_over(folder: Path) -> None:
     path = folder / "text_encoder" / "model.safetensors"
-    extra = {"vision_model.x": torch.zeros(1), "logit_scale": torch.zeros(1), "visual_projection.weight": torch.zeros(1)}
+    extra = {
+        "vision_model.x": torch.zeros(1),
+        "logit_scale": torch.zeros(1),
+        "visual_projection.weight": torch.zeros(1),
+    }
     save_file(load_file(path) | extra, path)
     Meissonic.open(folder)
 
@@ -126,7 +130,9 @@ def test_damaged_safetensors_are_refused(folder: Path, damage: Callable[[Path], 
 def test_missing_shard_is_named(folder: Path) -> None:
     shard(folder, 2)
     (folder / "transformer" / "diffusion_pytorch_model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(InputRefusedError, match="shard diffusion_pytorch_model-00002-of-00002.safetensors is missing"):
+    with pytest.raises(
+        InputRefusedError, match=r"shard diffusion_pytorch_model-00002-\S+ is missing"
+    ):
         Meissonic.open(folder)
 
 
@@ -140,7 +146,7 @@ def test_shard_outside_the_folder_is_refused(folder: Path) -> None:
 
 
 def test_no_checkpoint_folder(tmp_path: Path) -> None:
-    with pytest.raises(InputRefusedError, match="missing model_index.json, transformer"):
+    with pytest.raises(InputRefusedError, match=r"missing model_index\.json, transformer"):
         Meissonic.open(tmp_path)
     with pytest.raises(InputRefusedError, match="not a folder"):
         Meissonic.open(tmp_path / "nothing")
@@ -153,7 +159,7 @@ def test_no_checkpoint_folder(tmp_path: Path) -> None:
         ("transformer/config.json", {"pooled_projection_dim": 40}, "differs from the width"),
         ("transformer/config.json", {"axes_dims_rope": [4, 4, 4]}, "do not add up"),
         ("transformer/config.json", {"upsample": True}, "downsample and upsample differ"),
-        ("transformer/config.json", {"codebook_size": 40}, "the codec has 48 codes, the transformer 40"),
+        ("transformer/config.json", {"codebook_size": 40}, "the codec has 48 codes, the transformer takes 40"),
         ("text_encoder/config.json", {"hidden_act": "relu"}, "neither 'gelu' nor 'quick_gelu'"),
         ("text_encoder/config.json", {"hidden_size": 64}, "text states are 64 wide"),
         ("vqvae/config.json", {"mid_block_add_attention": True}, "mid_block_add_attention"),
@@ -197,8 +203,8 @@ def test_recipe_is_found_by_the_config(folder: Path) -> None:
 
 
 def test_recipes_and_families_agree() -> None:
-    from pochade.export.families import FAMILIES as EXPORTED  # noqa: N811
-    from pochade.runtime.families import FAMILIES as PAINTED  # noqa: N811
+    from pochade.export.families import FAMILIES as EXPORTED
+    from pochade.runtime.families import FAMILIES as PAINTED
 
     for recipe in read_recipes().values():
         assert recipe.family in EXPORTED and recipe.family in PAINTED
@@ -207,7 +213,7 @@ def test_recipes_and_families_agree() -> None:
 
 
 def test_interrupted_export_leaves_nothing(folder: Path, tmp_path: Path) -> None:
-    def interrupt(what: str, done: int, total: int) -> None:
+    def interrupt(what: str, _done: int, _total: int) -> None:
         if what == "condition":
             raise KeyboardInterrupt
 

@@ -32,8 +32,8 @@ def test_chinese_keeps_its_bytes(model: str) -> None:
 
 def test_exclamation_mark_is_the_padding_token() -> None:
     tokenizer = clip_tokenizer(FOLDER, 77)
-    ids = tokenizer.encode("dog! cat").ids
-    assert 0 in ids[1 : ids.index(tokenizer.token_to_id("<|endoftext|>"))]
+    ids, end = tokenizer.encode("dog! cat").ids, tokenizer.token_to_id("<|endoftext|>")
+    assert end is not None and 0 in ids[1 : ids.index(end)]
     assert ids[-1] == 0
 
 

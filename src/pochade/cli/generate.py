@@ -148,7 +148,7 @@ class _Targets:
 def _prompt(arguments: argparse.Namespace) -> str:
     given = [text for text in (arguments.words, arguments.prompt) if text is not None]
     if len(given) != 1:
-        raise UsageError("give one prompt: pochade generate \"a red star\"" if not given else "two prompts were given")
+        raise UsageError('give one prompt: pochade generate "a red star"' if not given else "two prompts were given")
     if given[0] != "-":
         return str(given[0])
     text = sys.stdin.buffer.read(MAX_STDIN + 1)
