@@ -77,6 +77,6 @@ def choose(recipes: Mapping[str, Recipe], checkpoint: Path, name: str | None) ->
 
 
 def _default_file() -> Path:
-    """In an installed package beside the root module, in a checkout at its top."""
+    """In a checkout at its top, in an installed package beside this module (setup.py puts it there)."""
     here = Path(__file__).resolve().parent
     return next((p for p in (here.parent / FILE_NAME, here / FILE_NAME) if p.is_file()), here.parent / FILE_NAME)
