@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from typing import TYPE_CHECKING
 
@@ -15,16 +16,21 @@ from typing import TYPE_CHECKING
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load"]
+__all__ = ["Result", "StepEvent", "__version__", "load"]
 
 if TYPE_CHECKING:
     from pochade.runtime.loading import load
+    from pochade.runtime.pipeline import Result, StepEvent
+
+_HOMES = {
+    "load": "pochade.runtime.loading",
+    "Result": "pochade.runtime.pipeline",
+    "StepEvent": "pochade.runtime.pipeline",
+}
 
 
 def __getattr__(name: str) -> object:
-    """Import `load` on first use: `import pochade` alone stays free of numpy and onnxruntime."""
-    if name == "load":
-        from pochade.runtime.loading import load
-
-        return load
+    """Import on first use: `import pochade` alone stays free of numpy and onnxruntime."""
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'pochade' has no attribute {name!r}")
