@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import tempfile
@@ -68,13 +69,16 @@ def save_image(image: Image.Image, path: Path, settings: Mapping[str, Any] | Non
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", suffix=suffix, delete=False) as file:
             temporary = Path(file.name)
             image.save(file, format=Image.registered_extensions()[suffix], **extra)
-        temporary.chmod(0o666 & ~_umask())
+        with contextlib.suppress(OSError):  # memory cards have no rights to set
+            temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     except (OSError, ValueError) as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise OutputError(f"cannot write {path}: {reason}") from None
+    finally:
+        # Gone under this name once it was renamed; whatever else ended this, Ctrl-C included, leaves nothing.
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
 
 
 def _umask() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import unicodedata
@@ -60,7 +61,7 @@ def learn_merges(words: Iterable[tuple[str, ...]], merges: Sequence[Merge] = ())
     left = list(words)
     for merge in done:
         left = [_apply(word, merge) for word in left]
-    while pairs := Counter(pair for word in left for pair in zip(word, word[1:], strict=False)):
+    while pairs := Counter(pair for word in left for pair in itertools.pairwise(word)):
         best = min(pairs, key=lambda pair: (-pairs[pair], pair))
         done.append(best)
         left = [_apply(word, best) for word in left]
@@ -110,7 +111,7 @@ class Tokenizer:
         parts = symbols(piece)
         last = len(self._ranks)
         while len(parts) > 1:
-            best = min(zip(parts, parts[1:], strict=False), key=lambda pair: self._ranks.get(pair, last))
+            best = min(itertools.pairwise(parts), key=lambda pair: self._ranks.get(pair, last))
             if best not in self._ranks:
                 break
             parts = _apply(parts, best)

@@ -92,7 +92,9 @@ def _match(mask: NDArray[np.bool_]) -> tuple[float, str, str, int, int]:
     return max(tries)
 
 
-def _edge_error(pixels: NDArray[np.float64], front: NDArray[np.float64], behind: NDArray[np.float64]) -> NDArray[np.float64]:
+def _edge_error(
+    pixels: NDArray[np.float64], front: NDArray[np.float64], behind: NDArray[np.float64]
+) -> NDArray[np.float64]:
     """RGB distance of pixels (n, 3) from the straight line between two colours."""
     line = front - behind
     share = np.clip((pixels - behind) @ line / (line @ line), 0, 1)
@@ -102,7 +104,14 @@ def _edge_error(pixels: NDArray[np.float64], front: NDArray[np.float64], behind:
 def find_objects(picture: NDArray[np.uint8]) -> tuple[str, float, list[Found], int]:
     """Background name, its colour error, the objects, and the number of stray pixels outside them."""
     pixels = picture.astype(np.float64)
-    frame = np.concatenate([pixels[:4].reshape(-1, 3), pixels[-4:].reshape(-1, 3), pixels[:, :4].reshape(-1, 3), pixels[:, -4:].reshape(-1, 3)])
+    frame = np.concatenate(
+        [
+            pixels[:4].reshape(-1, 3),
+            pixels[-4:].reshape(-1, 3),
+            pixels[:, :4].reshape(-1, 3),
+            pixels[:, -4:].reshape(-1, 3),
+        ]
+    )
     background, error = _nearest(np.median(frame, axis=0), BACKGROUNDS)
     behind = np.array(BACKGROUNDS[background], np.float64)
     foreground = np.linalg.norm(pixels - behind, axis=-1) > _STEP
@@ -162,7 +171,11 @@ def check(picture: NDArray[np.uint8], scene: Scene) -> Verdict:
     for name in sorted((wanted - got).elements()):
         reasons.append("no {2} {0} {1}".format(*name))
     reasons += [f"{f.colour} {f.shape} overlaps its template only {f.iou:.2f}" for f in found if f.iou < IOU_LIMIT]
-    reasons += [f"{f.colour} {f.shape} is off its colour by {f.colour_error:.0f}" for f in found if f.colour_error > COLOUR_LIMIT]
+    reasons += [
+        f"{f.colour} {f.shape} is off its colour by {f.colour_error:.0f}"
+        for f in found
+        if f.colour_error > COLOUR_LIMIT
+    ]
     stray += sum(f.stray for f in found)
     if stray > STRAY_LIMIT:
         reasons.append(f"{stray} stray pixels")

@@ -59,7 +59,7 @@ def tokenizer_files(tokenizer: Tokenizer) -> dict[str, dict[str, Any]]:
         "bos_token": _token(START, True),
         "eos_token": _token(END, True),
         "pad_token": PAD,
-        "unk_token": _token(END, False),
+        "unk_token": _token(END, True),
     }
     return {"tokenizer_config.json": config, "special_tokens_map.json": special}
 

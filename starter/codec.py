@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from pochade.export.modules.vq import ResnetBlock, Upsample, VQModel, VqConfig
 from torch import Tensor, nn
 
+from pochade.export.modules.vq import VqConfig, VQModel
 from starter.checker import check
+from starter.codec_start import carry_colours
 from starter.codes import CODEBOOK, FLAT, GRID, VECTOR, code_vectors, scene_codes
 from starter.scenes import CELL, random_scene, render
 from starter.schedule import Budget
@@ -59,12 +60,7 @@ def new_codec(channels: tuple[int, ...] = CHANNELS) -> VQModel:
     codec = VQModel(VqConfig.from_dict(vq_config(channels)))
     codec.quantize.embedding.weight.data.copy_(torch.from_numpy(code_vectors()))
     codec.quantize.embedding.weight.requires_grad_(False)
-    # Start as a plain chain of linear maps that carries the colours through; detail is learned on top.
-    for module in codec.modules():
-        if isinstance(module, ResnetBlock):
-            nn.init.zeros_(module.conv2.weight)
-        if isinstance(module, Upsample):
-            nn.init.dirac_(module.conv.weight)
+    carry_colours(codec)
     return codec
 
 
@@ -106,15 +102,15 @@ def train_codec(
     codec: VQModel,
     part: str,
     budget: Budget,
-    batch: int = 16,
-    rate: float = 3e-3,
+    batch: int = 8,
+    rate: float = 2e-3,
     seed: int = 0,
     compiled: bool = False,
     save: Callable[[], None] | None = None,
 ) -> None:
     """Train one of PARTS until the budget is used; the other part and the code book stay as they are.
 
-    `save` is called every hundred steps. Compiling halves the time: group norm's backward pass is slow.
+    `save` is called every hundred steps.
     """
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)

@@ -108,6 +108,12 @@ def mosaic(codes: NDArray[np.int64]) -> NDArray[np.uint8]:
     return np.rint(tiles.reshape(h * CELL, w * CELL, 3)).astype(np.uint8)
 
 
+def colour_scale() -> tuple[NDArray[np.float64], float]:
+    """Middle (3) and spread of all flat colours: a colour c stands in a code vector as (c - middle) / spread."""
+    flat = np.array([*COLOURS.values(), *BACKGROUNDS.values()], np.float64)
+    return flat.mean(0), float(flat.std())
+
+
 @cache
 def code_vectors() -> NDArray[np.float32]:
     """The code book, float32 (CODEBOOK, VECTOR): covered colour, bare colour, shape of the edge.
@@ -117,7 +123,7 @@ def code_vectors() -> NDArray[np.float32]:
     front = np.array(list(COLOURS.values()), np.float64)
     behind = np.array(list(BACKGROUNDS.values()), np.float64)
     flat = np.concatenate([front, behind])
-    middle, spread = flat.mean(0), flat.std()
+    middle, spread = colour_scale()
     edge = prototypes().astype(np.float64)
     edge = edge - edge.mean(0)
     left, _, _ = np.linalg.svd(edge, full_matrices=False)

@@ -81,7 +81,9 @@ class Batches:
         counts = mask_counts(n, rng)
         order = rng.random((n, CELLS)).argsort(1)
         tokens = codes.copy()
-        np.put_along_axis(tokens, order, np.where(np.arange(CELLS) < counts[:, None], MASK, np.take_along_axis(codes, order, 1)), 1)
+        np.put_along_axis(
+            tokens, order, np.where(np.arange(CELLS) < counts[:, None], MASK, np.take_along_axis(codes, order, 1)), 1
+        )
         cells = order[:, : self.loss_cells]
         used = np.arange(cells.shape[1]) < counts[:, None]
         weights = used / used.sum(1, keepdims=True) / n

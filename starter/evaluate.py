@@ -43,7 +43,7 @@ class Share:
 
 
 def cases(category: str, n: int, rng: np.random.Generator) -> list[tuple[Scene, str]]:
-    """n scenes with prompts. Pairs of colour and shape take turns, so all are covered evenly."""
+    """N scenes with prompts. Pairs of colour and shape take turns, so all are covered evenly."""
     pairs = all_pairs()
     out: list[tuple[Scene, str]] = []
     for i in range(n):

@@ -7,8 +7,9 @@ attention kernel's backward pass costs more than its matrices for a hundred toke
 from __future__ import annotations
 
 import torch.nn.functional as F  # noqa: N812 - the name everyone gives it
-from pochade.export.modules import masked_transformer
 from torch import Tensor
+
+from pochade.export.modules import masked_transformer
 
 
 def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

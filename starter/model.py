@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from pochade.export.modules.clip_text import ClipTextConfig, ClipTextEncoder
-from pochade.export.modules.masked_transformer import MaskedTransformer, TransformerConfig
 from torch import Tensor, nn
 
+from pochade.export.modules.clip_text import ClipTextConfig, ClipTextEncoder
+from pochade.export.modules.masked_transformer import MaskedTransformer, TransformerConfig
 from starter.codes import CODEBOOK
 from starter.scenes import SIDE
 

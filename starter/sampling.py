@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pochade.export.modules.vq import VQModel, VqConfig
 from safetensors.torch import load_file
 from torch import Tensor
 
+from pochade.export.modules.vq import VqConfig, VQModel
 from starter.bpe import Tokenizer
 from starter.codec import decode_pictures
 from starter.codes import GRID, mosaic

@@ -96,13 +96,17 @@ class CaptionTest:
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             logits = {kind: painter(tokens, ids, steps) for kind, ids in self.ids.items()}
         flat = self.targets.flatten()
-        return {k: round(nn.functional.cross_entropy(v.float().flatten(0, 1), flat).item(), 4) for k, v in logits.items()}
+        return {
+            k: round(nn.functional.cross_entropy(v.float().flatten(0, 1), flat).item(), 4) for k, v in logits.items()
+        }
 
 
 class Trainer:
     """Everything a run needs to go on after an interruption."""
 
-    def __init__(self, batches: Batches, rate: float, muon: bool, seed: int, compiled: bool = False, **sizes: int) -> None:
+    def __init__(
+        self, batches: Batches, rate: float, muon: bool, seed: int, compiled: bool = False, **sizes: int
+    ) -> None:
         torch.manual_seed(seed)
         self.batches = batches
         self.painter = Painter(len(batches.tokenizer.ids), **sizes)
@@ -171,7 +175,11 @@ def run(trainer: Trainer, folder: Path, budget: Budget, save_minutes: float = 3.
     while (progress := budget.progress(trainer.step * size)) < 1:
         losses.append(trainer.train_step(progress))
         if trainer.step % test_steps == 0:
-            row = {"step": trainer.step, "seconds": round(budget.seconds(), 1), "loss": round(float(np.mean(losses)), 4)}
+            row = {
+                "step": trainer.step,
+                "seconds": round(budget.seconds(), 1),
+                "loss": round(float(np.mean(losses)), 4),
+            }
             row |= test.run(trainer.painter)
             losses.clear()
             log.info(json.dumps(row))
@@ -208,7 +216,7 @@ def main(argv: list[str] | None = None) -> None:
     run(trainer, args.out, Budget(args.minutes, args.samples))
     codec_file = args.out / CODEC
     if not codec_file.exists():
-        codec = new_codec((8, 8, 8, 8) if args.toy else CHANNELS)
+        codec = new_codec((16, 16, 16, 16) if args.toy else CHANNELS)
         for part in PARTS:
             budget = Budget(samples=4 if args.toy else args.codec_samples)
             train_codec(codec, part, budget, batch=4 if args.toy else 16, compiled=args.compile)

@@ -38,9 +38,7 @@ def verify(path: Path, model: Path, *more: str) -> int:
     return main(["verify", str(path), "--model", str(model), *more])
 
 
-def test_picture_is_painted_again(
-    picture: Path, bundles: dict[str, Path], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_picture_is_painted_again(picture: Path, bundles: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert verify(picture, bundles["monetico-tiny"]) == 0
     assert capsys.readouterr().out == "identical\n"

@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from starter.bpe import Tokenizer
 from starter.captions import LANGUAGES, caption, plain_caption
 from starter.checker import check
 from starter.codes import USED, code_vectors, mosaic, scene_codes
 from starter.data import starter_tokenizer
 from starter.evaluate import CATEGORIES, Share, adherence, cases
-from starter.scenes import BACKGROUNDS, SHAPES, SIDE, Scene, Thing, all_pairs, count, random_scene, relation, render, single
+from starter.scenes import (
+    BACKGROUNDS,
+    SHAPES,
+    SIDE,
+    Scene,
+    Thing,
+    all_pairs,
+    count,
+    random_scene,
+    relation,
+    render,
+    single,
+)
 
 
 def scenes(n: int, seed: int = 0) -> list[Scene]:
@@ -140,7 +153,7 @@ def _byte_names() -> list[str]:
 def test_the_tokenizer_agrees_with_the_usual_library(tokenizer: Tokenizer) -> None:
     tokenizers = pytest.importorskip("tokenizers")
     model = tokenizers.models.BPE(
-        {k: v for k, v in tokenizer.ids.items()}, tokenizer.merges, end_of_word_suffix="</w>", fuse_unk=False
+        dict(tokenizer.ids.items()), tokenizer.merges, end_of_word_suffix="</w>", fuse_unk=False
     )
     other = tokenizers.Tokenizer(model)
     other.normalizer = tokenizers.normalizers.Sequence(

@@ -7,6 +7,8 @@ budget, 6 input file refused, 7 would need the network, 130 cancelled, 1 anythin
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import logging
 import os
 import sys
@@ -14,6 +16,7 @@ from collections.abc import Sequence
 
 from pochade import __version__
 from pochade.cli import doctor, export, generate, info, models, quantize, verify
+from pochade.cli.text import printable
 from pochade.errors import PochadeError
 
 VERBS = (generate, export, quantize, info, verify, doctor, models)
@@ -38,15 +41,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     verbosity = getattr(arguments, "verbose", 0) - getattr(arguments, "quiet", 0)
     logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING - 10 * verbosity)
+    _let_any_name_through(sys.stdout)
     try:
-        return int(arguments.func(arguments))
+        code = int(arguments.func(arguments))
+        if sys.stdout is not None:  # as it is in windowed programs
+            sys.stdout.flush()
+        return code
     except PochadeError as error:
-        print(f"pochade: {error}", file=sys.stderr)
-        return error.exit_code
+        return _end(str(error), error.exit_code)
     except KeyboardInterrupt:
-        print("pochade: cancelled", file=sys.stderr)
-        return 130
+        return _end("cancelled", 130)
     except BrokenPipeError:
-        # The reader has gone; without this Python complains again while it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 1
+    except OSError as error:
+        _drop_output()
+        return _end(str(error), 1)
+
+
+def _end(reason: str, code: int) -> int:
+    """Say why in one line, whatever a path or a prompt in it holds."""
+    print(f"pochade: {printable(reason)}", file=sys.stderr)
+    return code
+
+
+def _let_any_name_through(stream: object) -> None:
+    """Keep file names that the stream's encoding has no letters for from ending the program when they are printed."""
+    if isinstance(stream, io.TextIOWrapper):
+        # Names that are no text come back as the bytes they were.
+        stream.reconfigure(errors="surrogateescape" if stream.encoding.lower() == "utf-8" else "backslashreplace")
+
+
+def _drop_output() -> None:
+    """Send to nowhere what stdout could not take, or Python complains again while it flushes at exit."""
+    with contextlib.suppress(OSError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -31,13 +31,13 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(arguments: argparse.Namespace) -> int:
     """Export, and quantize when a scheme is given."""
+    scheme = read_scheme(arguments)
     try:
         from pochade.export.write import export_checkpoint
+        from pochade.quant.bundle import export_and_quantize
     except ImportError as error:
         raise MissingExtraError(f'export needs more packages ({error}): pip install "pochade[cpu,export]"') from None
-    from pochade.quant.bundle import export_and_quantize
 
-    scheme = read_scheme(arguments)
     with ProgressBar(quiet=bool(arguments.quiet)) as bar:
 
         def export(target: Path, overwrite: bool) -> object:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pochade.cli.options import add_json, add_verbosity
 from pochade.cli.progress import ProgressBar
+from pochade.cli.text import printable
 from pochade.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
@@ -105,8 +107,11 @@ def _save(result: Result, targets: _Targets, metadata: bool) -> list[Path]:
 
 
 def _report(result: Result, paths: list[Path], arguments: argparse.Namespace) -> None:
-    for note in result.notes:
-        print(f"note: {note}", file=sys.stderr)
+    notes = list(result.notes)
+    if not arguments.no_metadata and paths[0].suffix.lower() != ".png":
+        notes.append(f"{paths[0].suffix} files carry no prompt and settings, PNG files do")
+    for note in notes:
+        print(f"note: {printable(note)}", file=sys.stderr)
     if arguments.json:
         fields = ("seeds", "timings", "peak_memory", "providers", "notes")
         report = {"files": [str(path) for path in paths], "settings": dict(result.settings)}
@@ -133,9 +138,13 @@ class _Targets:
             raise UsageError(f"output pattern has {{{sorted(unknown)[0]}}}; only {{seed}} and {{index}} are filled in")
         if count > 1 and not re.search(r"\{(seed|index)\}", pattern):
             raise UsageError(f"{count} pictures would all be {pattern}; put {{seed}} or {{index}} into --output")
+        if "\0" in pattern:
+            raise UsageError("the output name holds a NUL character; remove it")
         first = self.path(0, 0)
         if not first.parent.is_dir():
-            raise OutputError(f"cannot write {first}: the folder {first.parent} does not exist; make it first")
+            raise OutputError(f"cannot write {first}: there is no folder {first.parent}; make it first")
+        if not os.access(first.parent, os.W_OK):
+            raise OutputError(f"cannot write {first}: the folder {first.parent} is not writable; choose another")
         if first.is_dir():
             raise OutputError(f"cannot write {first}: it is a folder; give a file name such as {first / 'picture.png'}")
         if first.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
@@ -151,9 +160,14 @@ def _prompt(arguments: argparse.Namespace) -> str:
         raise UsageError('give one prompt: pochade generate "a red star"' if not given else "two prompts were given")
     if given[0] != "-":
         return str(given[0])
+    if sys.stdin is None:  # as it is in windowed programs
+        raise UsageError("there is no stdin to read the prompt from")
     text = sys.stdin.buffer.read(MAX_STDIN + 1)
+    if len(text) > MAX_STDIN:
+        raise UsageError(f"the prompt on stdin is longer than {MAX_STDIN} bytes; shorten it")
     try:
-        return text.decode("utf-8").strip()
+        # Some programs on Windows put a byte order mark first.
+        return text.decode("utf-8-sig").strip()
     except UnicodeDecodeError:
         raise UsageError("the prompt on stdin is not UTF-8 text") from None
 

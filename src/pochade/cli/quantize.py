@@ -34,10 +34,13 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(arguments: argparse.Namespace) -> int:
     """Quantize."""
     scheme = read_scheme(arguments)
-    from pochade.quant.bundle import quantize_bundle
+    assert scheme is not None, "--scheme is required"
+    try:
+        from pochade.quant.bundle import quantize_bundle
+    except ImportError as error:
+        raise MissingExtraError(f'quantize needs more packages ({error}): pip install "pochade[cpu,quant]"') from None
     from pochade.runtime.locate import resolve
 
-    assert scheme is not None
     with ProgressBar(quiet=bool(arguments.quiet)) as bar:
         source = resolve(arguments.bundle)
         quantize_bundle(source, arguments.output, scheme, overwrite=arguments.overwrite, progress=bar.update)
@@ -62,17 +65,14 @@ def read_scheme(arguments: argparse.Namespace) -> Scheme | None:
     """Scheme that the options describe, None without --scheme.
 
     Raises:
-        MissingExtraError: the packages for it are not installed.
         UsageError: options that do not go together.
     """
     if arguments.scheme is None:
         if arguments.block_size is not None or arguments.keep:
             raise UsageError("--block-size and --keep need --scheme")
         return None
-    try:
-        from pochade.quant.scheme import SCHEMES, Keep
-    except ImportError as error:
-        raise MissingExtraError(f'quantization needs more packages ({error}): pip install "pochade[quant]"') from None
+    from pochade.quant.scheme import SCHEMES, Keep
+
     scheme = SCHEMES[arguments.scheme]
     if arguments.block_size is not None:
         if scheme.linear.block_size is None:
@@ -81,7 +81,7 @@ def read_scheme(arguments: argparse.Namespace) -> Scheme | None:
     rules = []
     for text in arguments.keep:
         pattern, _, bits = text.rpartition("=")
-        if not pattern or not bits.isdigit():
+        if not pattern or not bits.isdecimal():
             raise UsageError(f"--keep {text!r} is not REGEX=BITS, e.g. 'proj_out=8'")
         rules.append(Keep(pattern, int(bits)))
     return scheme.keeping(rules)
