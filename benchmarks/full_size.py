@@ -71,8 +71,9 @@ def run(folder: Path, model: str, steps: int) -> list[Stage]:
     checkpoint, side = folder / "checkpoint", str(SIZE[model])
     program = [sys.executable, "-m", "pochade"]
     schemes = ("int8", "int4")
+    random = [sys.executable, "-m", "pochade.benchmarks.random_checkpoint"]
     makers: list[tuple[str, list[str], Path]] = [
-        ("checkpoint", [sys.executable, "-m", "pochade.benchmarks.random_checkpoint", model, str(checkpoint)], checkpoint),
+        ("checkpoint", [*random, model, str(checkpoint)], checkpoint),
         ("export fp32", [*program, "export", str(checkpoint), "-o", str(folder / "fp32")], folder / "fp32"),
     ]
     for scheme in schemes:

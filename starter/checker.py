@@ -24,6 +24,9 @@ IOU_LIMIT = 0.85
 STRAY_LIMIT = 24
 """Most pixels, of 16 384, that may belong neither to background, objects nor their edges."""
 
+EDGE = 3
+"""Pixels by which an outline may be off without counting as stray; the overlap limit still holds."""
+
 _STEP = 45.0
 """RGB distance from the background above which a pixel is foreground; edges are half covered there."""
 
@@ -41,7 +44,8 @@ class Found:
     iou: float
     colour_error: float
     stray: int
-    """Pixels of a colour that is no mixture of the object's and the background's."""
+    """Pixels of a colour that is no mixture of the object's and the background's, and pixels missing
+    or too many farther than EDGE from the template's outline."""
 
 
 @dataclass(frozen=True)
@@ -76,12 +80,12 @@ def _match(mask: NDArray[np.bool_]) -> tuple[float, str, str, int, int]:
     """The best (overlap, shape, size, x, y) of all templates at lattice places around the mask."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     mid_x, mid_y = (int(columns[0] + columns[-1] + 1) // 2, int(rows[0] + rows[-1] + 1) // 2)
-    reach = LATTICE
+    # A moon's box lies up to 14 pixels beside its centre; no shape's lies as far above or below.
     places = [
         (x, y)
         for x in range(0, SIDE, CELL)
         for y in range(0, SIDE, CELL)
-        if abs(x - mid_x) <= reach and abs(y - mid_y) <= reach
+        if abs(x - mid_x) <= LATTICE and abs(y - mid_y) <= CELL
     ]
     tries = [
         (_iou(mask, coverage(shape, size) > 0.5, x, y), shape, size, x, y)
@@ -90,6 +94,17 @@ def _match(mask: NDArray[np.bool_]) -> tuple[float, str, str, int, int]:
         for x, y in places
     ]
     return max(tries)
+
+
+def _misplaced(mask: NDArray[np.bool_], shape: str, size: str, x: int, y: int) -> int:
+    """Pixels that the mask lacks or has too many, more than EDGE pixels from the template's outline."""
+    template = np.zeros_like(mask)
+    r = SIZES[size]
+    template[y - r : y + r, x - r : x + r] = coverage(shape, size) > 0.5
+    square = np.ones((2 * EDGE + 1, 2 * EDGE + 1))
+    lacking = ndimage.binary_erosion(template, square) & ~mask
+    excess = mask & ~ndimage.binary_dilation(template, square)
+    return int(lacking.sum() + excess.sum())
 
 
 def _edge_error(
@@ -134,6 +149,7 @@ def find_objects(picture: NDArray[np.uint8]) -> tuple[str, float, list[Found], i
             stray += int(region.sum())
             continue
         iou, shape, size, x, y = _match(mask)
+        odd += _misplaced(mask, shape, size, x, y) if iou > 0 else 0
         found.append(Found(colour, shape, size, x, y, iou, colour_error, odd))
     return background, error, found, stray
 

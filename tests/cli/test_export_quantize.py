@@ -23,7 +23,7 @@ CHECKPOINT = GOLDEN / "monetico-tiny"
 WEIGHTS = Path("transformer", "diffusion_pytorch_model.safetensors")
 
 
-def run(*words: str | Path) -> tuple[int, str, str]:
+def run(*words: object) -> tuple[int, str, str]:
     """Exit code, stdout and stderr."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -31,7 +31,7 @@ def run(*words: str | Path) -> tuple[int, str, str]:
     return code, out.getvalue(), err.getvalue()
 
 
-def refused(code: int, *words: str | Path) -> str:
+def refused(code: int, *words: object) -> str:
     """The one line on stderr that a refusal gives as its reason."""
     found, out, err = run(*words)
     assert (found, out) == (code, ""), err
@@ -247,7 +247,7 @@ def test_targets_below_a_file(bundles: dict[str, Path], tmp_path: Path) -> None:
         ["export", CHECKPOINT, "-o", target, "--recipe", "monetico"],
         ["export", CHECKPOINT, "-o", target, "--recipe", "monetico", "--scheme", "int8"],
     ):
-        assert str(target) in refused(1, *words)
+        assert str(target.parent) in refused(1, *words)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 

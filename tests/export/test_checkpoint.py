@@ -130,9 +130,7 @@ def test_damaged_safetensors_are_refused(folder: Path, damage: Callable[[Path], 
 def test_missing_shard_is_named(folder: Path) -> None:
     shard(folder, 2)
     (folder / "transformer" / "diffusion_pytorch_model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(
-        InputRefusedError, match=r"shard diffusion_pytorch_model-00002-\S+ is missing"
-    ):
+    with pytest.raises(InputRefusedError, match=r"shard diffusion_pytorch_model-00002-\S+ is missing"):
         Meissonic.open(folder)
 
 

@@ -116,7 +116,7 @@ def test_guidance_of_one_needs_no_negative_pass(pipe: MeissonicPipeline) -> None
 )
 def test_values_that_cannot_be_meant(pipe: MeissonicPipeline, arguments: dict[str, Any], reason: str) -> None:
     with pytest.raises(UsageError, match=reason) as caught:
-        pipe(**({"prompt": "a red fox", "seed": 1} | SMALL | arguments))
+        pipe(**{"prompt": "a red fox", "seed": 1, **SMALL, **arguments})
     assert "\n" not in str(caught.value)
 
 
