@@ -91,7 +91,7 @@ def fresh(script: str, place: Path, *arguments: str) -> subprocess.CompletedProc
     # CI=1 would switch the telemetry off, too, and nothing would be proven.
     environment = {"HOME": str(home), "PATH": os.environ["PATH"], "TMPDIR": str(work)}
     command = [sys.executable, "-I", "-c", script, *arguments]
-    return subprocess.run(command, env=environment, cwd=work, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, env=environment, cwd=work, capture_output=True, text=True, timeout=600)
 
 
 def told(done: subprocess.CompletedProcess[str]) -> Any:

@@ -41,7 +41,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sample.mkdir(parents=True)
     (sample / "bundle.json").write_text("{}", encoding="utf-8")
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(place / "dist"), str(copy)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     (path,) = (place / "dist").glob("*.whl")
     return path
@@ -87,5 +87,7 @@ def test_a_wheel_finds_its_recipes(wheel: Path, tmp_path: Path) -> None:
         f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from pochade.export import recipes; "
         "print(recipes._default_file(), *recipes.read_recipes())"
     )
-    done = subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, text=True, check=True, timeout=120)
-    assert done.stdout.split() == [str(tmp_path / "pochade" / "export" / "models.yaml"), "meissonic", "monetico"]
+    done = subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, text=True, check=True, timeout=600)
+    found, *names = done.stdout.split()
+    assert found == str(tmp_path / "pochade" / "export" / "models.yaml")
+    assert {"meissonic", "monetico"} <= set(names)

@@ -487,12 +487,12 @@ def test_ctrl_c_while_painting(bundle: Path, tmp_path: Path) -> None:
     try:
         os.close(stderr)
         seen = b""
-        until = time.monotonic() + 60
+        until = time.monotonic() + 300
         while b"painting" not in seen and time.monotonic() < until:
             seen += os.read(terminal, 65536)
         process.send_signal(signal.SIGINT)
         seen = drain(terminal)
-        out, _ = process.communicate(timeout=60)
+        out, _ = process.communicate(timeout=300)
     finally:
         process.kill()
         process.wait()
@@ -567,7 +567,7 @@ def test_help_names_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
 
 def child(*words: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
     command = [sys.executable, "-m", "pochade", *words]
-    return subprocess.run(command, stderr=subprocess.PIPE, timeout=120, **options)
+    return subprocess.run(command, stderr=subprocess.PIPE, timeout=600, **options)
 
 
 def test_a_reader_that_goes_is_no_reason_to_complain() -> None:
