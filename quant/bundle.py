@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pochade.bundle import Bundle, BundleWriter, Component, Manifest
-from pochade.errors import InputRefusedError
+from pochade.errors import InputRefusedError, OutputError
 from pochade.quant.component import ComponentReport, quantize_component
 from pochade.quant.scheme import Kind, Scheme
 from pochade.quant.scorecard import Scorecard
@@ -77,8 +77,12 @@ def export_and_quantize(
     """
     # Refuses a bad target before the long part, not after it.
     BundleWriter(target, overwrite=overwrite)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent)
+    except OSError as error:
+        raise OutputError(f"cannot write {target}: {error.strerror}; choose another folder") from None
+    with temporary as folder:
         between = Path(folder) / target.name
         export(between)
         return quantize_bundle(between, target, scheme, overwrite=overwrite, progress=progress)

@@ -11,6 +11,9 @@ from pochade.runtime.families.meissonic import MeissonicPipeline
 from pochade.runtime.locate import resolve
 from pochade.runtime.providers import choose
 
+MAX_THREADS = 1024
+"""More than any machine has cores; a pool of millions would take the system down."""
+
 
 def load(
     model: str | os.PathLike[str] = "starter", *, device: str = "auto", threads: int | None = None
@@ -28,8 +31,8 @@ def load(
         BundleInvalidError: damaged, unsafe, or of a family or format this version does not know.
         DeviceUnavailableError: the device cannot be had here.
     """
-    if threads is not None and threads < 1:
-        raise UsageError(f"threads is {threads}; it must be at least 1")
+    if threads is not None and not 1 <= threads <= MAX_THREADS:
+        raise UsageError(f"threads is {threads}; it must be from 1 to {MAX_THREADS}")
     bundle = Bundle.open(resolve(os.fspath(model)))
     family, revision = bundle.manifest.family, bundle.manifest.family_revision
     if family not in FAMILIES:

@@ -166,8 +166,8 @@ def test_an_existing_file_is_replaced(generate: Generate) -> None:
 def test_other_formats_say_that_they_carry_no_settings(generate: Generate, capsys: pytest.CaptureFixture[str]) -> None:
     assert generate(PROMPT, "-o", "a.JPG") == 0
     assert capsys.readouterr().err.startswith("note: .JPG files carry no prompt and settings")
-    assert generate(PROMPT, "-o", "a.webp", "--no-metadata", "-q") == 0
-    assert capsys.readouterr() == ("a.webp\n", "")
+    assert generate(PROMPT, "-s", "3", "-o", "a.webp", "--no-metadata", "-q") == 0
+    assert capsys.readouterr() == ("a.webp\n", "seed 3\n")
     for name, expected in (("a.JPG", "JPEG"), ("a.webp", "WEBP")):
         with Image.open(name) as image:
             assert (image.format, image.size) == (expected, (64, 64))
@@ -196,7 +196,7 @@ def test_for_machines(generate: Generate, capsys: pytest.CaptureFixture[str]) ->
 
 def test_quiet_and_verbose(generate: Generate, capsys: pytest.CaptureFixture[str]) -> None:
     assert generate(PROMPT, "-s", "1", "-q") == 0
-    assert capsys.readouterr() == ("pochade-1.png\n", "")
+    assert capsys.readouterr() == ("pochade-1.png\n", "seed 1\n")
     assert generate(PROMPT, "-s", "1", "-v") == 0
     out, err = capsys.readouterr()
     assert out == "pochade-1.png\n"
@@ -590,10 +590,11 @@ def test_stdout_that_takes_nothing() -> None:
 def test_any_file_name_can_be_printed(bundle: Path, tmp_path: Path, encoding: str) -> None:
     names = [ODD_NAME, "狐.png"]
     for name in names:
-        words = ["generate", "a fox", "-m", str(bundle), "--device", "cpu", "--size", "64x64", "--steps", "1", "-q"]
+        words = ["generate", "a fox", "-m", str(bundle), "--device", "cpu", "--size", "64x64", "--steps", "1"]
+        words += ["-s", "1", "-q"]
         environment = {**os.environ, "PYTHONIOENCODING": encoding}
         done = child(*words, "-o", name, cwd=tmp_path, env=environment, stdout=subprocess.PIPE)
-        assert (done.returncode, done.stderr) == (0, b"")
+        assert (done.returncode, done.stderr) == (0, b"seed 1\n")
         escaped = name.encode("ascii", "backslashreplace")
         assert done.stdout == (os.fsencode(name) if encoding == "utf-8" else escaped) + b"\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)

@@ -119,9 +119,9 @@ def _report(result: Result, paths: list[Path], arguments: argparse.Namespace) ->
         return
     for path in paths:
         print(path)
-    if not arguments.quiet:
-        seeds = ", ".join(map(str, result.seeds))
-        print(f"seed {seeds}  {result.timings['total']:.2f} s on {result.settings['device']}", file=sys.stderr)
+    # The seed is told even to those who want to hear nothing: without it a picture cannot be painted again.
+    summary = "" if arguments.quiet else f"  {result.timings['total']:.2f} s on {result.settings['device']}"
+    print(f"seed {', '.join(map(str, result.seeds))}{summary}", file=sys.stderr)
     if arguments.verbose:
         phases = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in result.timings.items())
         peak = f"; peak memory {result.peak_memory / 1e6:.0f} MB" if result.peak_memory else ""
