@@ -20,11 +20,14 @@ def resolve(model: str) -> Path:
         BundleNotFoundError: there is neither; lists the installed names.
     """
     path = Path(model)
-    if path.is_dir():
+    if (path / "bundle.json").is_file():
         return path
     by_name = {folder.name: folder for folder in installed()}
     if model in by_name:
+        # A folder of that name without a bundle in it, such as starter/ of the checkout, does not hide the bundle.
         return by_name[model]
+    if path.is_dir():
+        return path
     raise BundleNotFoundError(
         f"there is no bundle {model!r}: it is no folder, and installed are only {', '.join(sorted(by_name)) or 'none'}"
     )

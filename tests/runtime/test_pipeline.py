@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 import pochade
 from pochade.errors import BundleInvalidError, BundleNotFoundError, CancelledError, DeviceUnavailableError, UsageError
 from pochade.runtime.families.meissonic import MeissonicPipeline
+from pochade.runtime.locate import resolve
 from pochade.runtime.pipeline import Result, StepEvent
 from pochade.runtime.rng import PhiloxNoise
 
@@ -222,6 +223,23 @@ def test_unknown_model_family_revision_and_device(bundles: dict[str, Path], tmp_
         (target / "bundle.json").write_text(json.dumps(manifest | changes))
         with pytest.raises(BundleInvalidError, match=reason):
             pochade.load(target)
+
+
+def test_a_folder_that_is_no_bundle_does_not_hide_an_installed_one(
+    bundles: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkout has a folder starter/ at its top, where a newcomer types the first command."""
+    home = tmp_path / "home"
+    shutil.copytree(bundles["monetico-tiny"], home / "models" / "fox")
+    (tmp_path / "fox").mkdir()
+    monkeypatch.setenv("POCHADE_HOME", str(home))
+    monkeypatch.chdir(tmp_path)
+    assert resolve("fox") == home / "models" / "fox"
+    shutil.copytree(bundles["monetico-tiny"], tmp_path / "fox", dirs_exist_ok=True)
+    assert resolve("fox") == Path("fox")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BundleNotFoundError, match=r"has no bundle\.json"):
+        pochade.load("empty")
 
 
 def test_device_asked_for_by_name_is_had_or_refused(bundles: dict[str, Path]) -> None:

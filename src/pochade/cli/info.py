@@ -77,7 +77,13 @@ def _component_table(bundle: Bundle) -> Iterator[str]:
 
 
 def _scheme(component: Component) -> str:
-    return pairs(component.quantization) if component.quantization else "-"
+    """How many weights are kept in which form, where the writer said so."""
+    if not component.quantization:
+        return "-"
+    weights = component.quantization.get("weights")
+    if isinstance(weights, dict):
+        return printable(", ".join(f"{count} {form}" for form, count in weights.items()))
+    return pairs(component.quantization)
 
 
 def _section(title: str, values: Mapping[str, Any]) -> Iterator[str]:
