@@ -9,10 +9,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+import pochade
+import pochade.runtime.pipeline
 from starter.captions import caption, plain_caption
 from starter.checker import check
 from starter.scenes import BACKGROUNDS, Scene, all_pairs, count, relation, single
@@ -77,27 +80,38 @@ def adherence(pictures: Pictures, category: str, n: int, seed: int = 0) -> tuple
     return Share(sum(verdict.passed for verdict in verdicts), n), reasons
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Command line: evaluate a checkpoint folder with the PyTorch sampler."""
-    from starter.sampling import Settings, load_pictures
+def bundle_pictures(pipe: pochade.runtime.pipeline.Pipeline, **settings: Any) -> Pictures:
+    """The picture source of an opened bundle; `settings` are arguments of the pipeline beside prompt and seed."""
 
+    def pictures(prompts: Sequence[str], seeds: Sequence[int]) -> list[NDArray[np.uint8]]:
+        images = [pipe(p, seed=s, **settings).images[0] for p, s in zip(prompts, seeds, strict=True)]
+        return [np.asarray(image) for image in images]
+
+    return pictures
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line: evaluate a bundle as users paint with it."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("bundle", nargs="?", default="starter", help="bundle folder or installed name")
     parser.add_argument("-n", type=int, default=128, help="pictures per category")
     parser.add_argument("--categories", nargs="+", default=CATEGORIES, choices=CATEGORIES)
-    parser.add_argument("--steps", type=int, default=Settings.steps)
-    parser.add_argument("--guidance", type=float, default=Settings.guidance)
-    parser.add_argument("--temperature", type=float, nargs=2, default=Settings.temperature)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, help="denoise steps (default: the bundle's)")
+    parser.add_argument("--guidance", type=float, help="guidance (default: the bundle's)")
+    parser.add_argument("--temperature", type=float, nargs=2, help="first and last (default: the bundle's)")
+    parser.add_argument("--seed", type=int, default=0, help="of the first picture; the next ones count up")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     args = parser.parse_args(argv)
-    settings = Settings(args.steps, args.guidance, tuple(args.temperature))
-    pictures = load_pictures(args.checkpoint, settings)
     rows = {}
-    for category in args.categories:
-        share, reasons = adherence(pictures, category, args.n, args.seed)
-        print(f"{category:12} {share}", dict(reasons.most_common(3)), flush=True)
-        rows[category] = {"right": share.right, "n": share.n, "interval": share.interval()}
+    with pochade.load(args.bundle, device="cpu") as pipe:
+        temperature = tuple(args.temperature) if args.temperature else None
+        pictures = bundle_pictures(
+            pipe, num_inference_steps=args.steps, guidance_scale=args.guidance, temperature=temperature
+        )
+        for category in args.categories:
+            share, reasons = adherence(pictures, category, args.n, args.seed)
+            print(f"{category:12} {share}", dict(reasons.most_common(3)), flush=True)
+            rows[category] = {"right": share.right, "n": share.n, "interval": share.interval()}
     if args.json:
         args.json.write_text(json.dumps(rows, indent=2) + "\n", "utf-8")
 

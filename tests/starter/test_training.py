@@ -12,10 +12,10 @@ torch = pytest.importorskip("torch")
 
 from safetensors import safe_open  # noqa: E402
 
+from pochade.export.families.meissonic import Meissonic  # noqa: E402
+from pochade.export.recipes import choose, read_recipes  # noqa: E402
 from starter.data import Batches, mask_counts, starter_tokenizer  # noqa: E402
-from starter.evaluate import adherence  # noqa: E402
 from starter.model import MASK  # noqa: E402
-from starter.sampling import Settings, load_pictures, scheduler_step  # noqa: E402
 from starter.schedule import Budget, rate_factor  # noqa: E402
 from starter.train import Trainer, main, run  # noqa: E402
 
@@ -69,16 +69,16 @@ def test_json_files_have_the_published_keys(checkpoint: Path, name: str) -> None
 def test_weights_are_float32_and_complete(checkpoint: Path) -> None:
     for name in ("transformer/diffusion_pytorch_model", "text_encoder/model", "vqvae/diffusion_pytorch_model"):
         with safe_open(checkpoint / f"{name}.safetensors", "pt") as file:
-            assert {file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118 - safe_open is no dict == {"F32"}
+            # safe_open is no dict: it has to be asked for its keys.
+            assert {file.get_slice(key).get_dtype() for key in file.keys()} == {"F32"}  # noqa: SIM118
     vocab = json.loads((checkpoint / "tokenizer/vocab.json").read_text("utf-8"))
     assert json.loads((checkpoint / "text_encoder/config.json").read_text("utf-8"))["vocab_size"] == len(vocab)
 
 
-def test_the_checkpoint_paints(checkpoint: Path) -> None:
-    pictures = load_pictures(checkpoint, Settings(steps=2))
-    share, reasons = adherence(pictures, "single", 2)
-    assert share.n == 2
-    assert reasons
+def test_the_checkpoint_is_taken_by_the_exporter(checkpoint: Path) -> None:
+    opened = Meissonic.open(checkpoint)
+    assert opened.codec.factor == 8
+    assert choose(read_recipes(), checkpoint, None).name == "starter"
 
 
 def test_an_interrupted_run_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
@@ -108,16 +108,6 @@ def test_batches_mask_what_they_ask_for() -> None:
     counts = mask_counts(2000, np.random.default_rng(0))
     assert counts.min() >= 1
     assert 0.25 < (counts >= 251).mean() < 0.45
-
-
-def test_scheduler_unmasks_on_the_cosine() -> None:
-    rng = torch.Generator().manual_seed(0)
-    tokens = torch.full((2, 256), MASK)
-    settings, left = Settings(steps=4), []
-    for index in range(4):
-        tokens = scheduler_step(torch.randn(2, 256, 30, generator=rng), tokens, index, settings, rng)
-        left.append(int((tokens[0] == MASK).sum()))
-    assert left == [236, 181, 97, 0]
 
 
 def test_rate_warms_up_and_decays() -> None:
