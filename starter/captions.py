@@ -111,7 +111,7 @@ ZH_PLACES = ("左边", "右边", "上面", "下面", "上方", "下方")
 
 def _pick(options: Sequence[str], rng: np.random.Generator) -> str:
     """The first option half of the time, otherwise any: common wordings are learned first."""
-    return options[0] if rng.random() < 0.5 else options[rng.integers(len(options))]
+    return options[0] if rng.random() < 0.5 else options[int(rng.integers(len(options)))]
 
 
 def _a(phrase: str) -> str:

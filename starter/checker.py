@@ -113,7 +113,8 @@ def _edge_error(
     """RGB distance of pixels (n, 3) from the straight line between two colours."""
     line = front - behind
     share = np.clip((pixels - behind) @ line / (line @ line), 0, 1)
-    return np.linalg.norm(pixels - behind - share[:, None] * line, axis=1)
+    distance: NDArray[np.float64] = np.linalg.norm(pixels - behind - share[:, None] * line, axis=1)
+    return distance
 
 
 def find_objects(picture: NDArray[np.uint8]) -> tuple[str, float, list[Found], int]:

@@ -40,7 +40,8 @@ def patches(mask: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def _is_edge(cells: NDArray[np.float32]) -> NDArray[np.bool_]:
     """Cells that are neither covered nor bare, over the last axis."""
-    return (cells.max(-1) > 0.02) & (cells.min(-1) < 0.98)
+    partly: NDArray[np.bool_] = (cells.max(-1) > 0.02) & (cells.min(-1) < 0.98)
+    return partly
 
 
 def _kmeans(points: NDArray[np.float32], k: int, rng: np.random.Generator) -> tuple[float, NDArray[np.float32]]:

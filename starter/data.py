@@ -43,12 +43,15 @@ class Batch:
     """Their weights in the loss, float32 (n, k); they add up to 1."""
 
 
-def mask_counts(n: int, rng: np.random.Generator, full_share: float = 0.3) -> np.ndarray:
+def mask_counts(
+    n: int, rng: np.random.Generator, full_share: float = 0.3
+) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     """Masked cells per picture, int (n): a share nearly full, the rest on the cosine schedule."""
     ratio = np.cos(rng.random(n) * np.pi / 2)
     full = rng.random(n) < full_share
     ratio[full] = 0.98 + 0.02 * rng.random(int(full.sum()))
-    return np.maximum(1, np.ceil(ratio * CELLS)).astype(int)
+    counts: np.ndarray[tuple[int], np.dtype[np.int64]] = np.maximum(1, np.ceil(ratio * CELLS)).astype(np.int64)
+    return counts
 
 
 @dataclass

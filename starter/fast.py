@@ -14,17 +14,19 @@ from pochade.export.modules import masked_transformer
 
 def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """RMS norm over the last axis with the gain in x's dtype."""
-    return F.rms_norm(x, weight.shape, weight.to(x.dtype), eps)
+    normed: Tensor = F.rms_norm(x, weight.shape, weight.to(x.dtype), eps)
+    return normed
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     """Unmasked attention with plain matrix products; all (batch, tokens, heads * head_dim)."""
     q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-    return (scores.softmax(-1).to(v.dtype) @ v).transpose(1, 2).flatten(2)
+    mixed: Tensor = scores.softmax(-1).to(v.dtype) @ v
+    return mixed.transpose(1, 2).flatten(2)
 
 
 def use_fast_operations() -> None:
     """Let the transformer module of this process compute with them."""
-    masked_transformer.rms_norm = _rms_norm
-    masked_transformer.attention = _attention
+    masked_transformer.rms_norm = _rms_norm  # type: ignore[attr-defined]
+    masked_transformer.attention = _attention  # type: ignore[attr-defined]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pochade.export.modules.clip_text import ClipTextConfig, ClipTextEncoder
-from pochade.export.modules.masked_transformer import MaskedTransformer, TransformerConfig
+from pochade.export.modules.masked_transformer import MaskedTransformer, Modulation, TransformerConfig
 from starter.codes import CODEBOOK
 from starter.scenes import SIDE
 
@@ -113,9 +113,7 @@ def _initialise(painter: Painter) -> None:
     """Set the first weights where PyTorch's own start does not train well."""
     net = painter.transformer
     with torch.no_grad():
-        modulations = [m for b in net.transformer_blocks for m in (b.norm1.linear, b.norm1_context.linear)]
-        modulations += [b.norm.linear for b in net.single_transformer_blocks]
-        for linear in modulations:
+        for linear in (m.linear for m in net.modules() if isinstance(m, Modulation)):
             linear.weight.zero_()
             # Chunks of three are shift, scale and gate; half-open gates let all blocks learn at once.
             bias = linear.bias.zero_().view(-1, 3, net.config.dim)

@@ -108,7 +108,8 @@ def _inside(shape: str, r: float, x: NDArray[np.float64], y: NDArray[np.float64]
             # Line from the tip (1, angle 0) to the notch (inner, angle half), in tip coordinates.
             px, py = radius * np.cos(turn) / r, radius * np.sin(turn) / r
             nx, ny = inner * np.cos(half), inner * np.sin(half)
-            return (px - 1) * ny - py * (nx - 1) <= 0
+            below: NDArray[np.bool_] = (px - 1) * ny - py * (nx - 1) <= 0
+            return below
     raise ValueError(f"unknown shape {shape!r}; known: {', '.join(SHAPES)}")
 
 
@@ -118,7 +119,7 @@ def coverage(shape: str, size: str) -> NDArray[np.float32]:
     r, fine = SIZES[size], 8
     axis = (np.arange(2 * r * fine) + 0.5) / fine - r
     hit = _inside(shape, float(r), axis[None, :], axis[:, None])
-    mask = hit.reshape(2 * r, fine, 2 * r, fine).mean(axis=(1, 3)).astype(np.float32)
+    mask: NDArray[np.float32] = hit.reshape(2 * r, fine, 2 * r, fine).mean(axis=(1, 3)).astype(np.float32)
     mask.setflags(write=False)
     return mask
 

@@ -125,7 +125,7 @@ class Trainer:
         for group in (g for o in self.optimisers for g in o.param_groups):
             group["lr"] = group["peak"] * factor
         loss = masked_loss(self.painter, self.batches.next(), self.cell_features)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(self.painter.parameters(), 1.0)
         for optimiser in self.optimisers:
             optimiser.step()

@@ -51,7 +51,7 @@ torch.set_num_threads(1)
 
 def toy_trainer(**sizes: int) -> Trainer:
     batches = Batches(starter_tokenizer(), np.random.default_rng(0), size=4)
-    return Trainer(batches, 1e-3, muon=True, seed=0, **({"dim": 64, "layers": 1, "single_layers": 1} | sizes))
+    return Trainer(batches, 1e-3, True, 0, False, **({"dim": 64, "layers": 1, "single_layers": 1} | sizes))
 
 
 @pytest.fixture(scope="module")
