@@ -27,17 +27,19 @@ class ProgressBar:
         if label != self._label:
             self._label, self._start = label, now
         elapsed = now - self._start
-        share = min(done / total, 1.0) if total else 0.0
-        left = f"{clock(elapsed / share - elapsed)} left" if share > 0.02 else "          "
-        tail = f" {done}/{total}{unit}  {left}" if total else ""
+        text = label + self._bar(label, done, total, unit, elapsed) if total else f"{label} …"
+        sys.stderr.write(f"\r\x1b[K{text}")
+        sys.stderr.flush()
+        self._drawn = True
+
+    def _bar(self, label: str, done: int, total: int, unit: str, elapsed: float) -> str:
+        share = min(done / total, 1.0)
+        left = f"{clock(elapsed / share - elapsed)} left" if share > 0.02 else ""
+        tail = f" {done}/{total}{unit}  {left}"
         width = max(10, min(40, shutil.get_terminal_size().columns - len(label) - len(tail) - 6))
         filled = round(share * width)
         bar = "━" * filled + ("╺" if filled < width else "") + " " * (width - filled - 1)
-        if self._colour:
-            bar = f"\x1b[36m{bar}\x1b[0m"
-        sys.stderr.write(f"\r\x1b[K{label} {bar}{tail}")
-        sys.stderr.flush()
-        self._drawn = True
+        return f" \x1b[36m{bar}\x1b[0m{tail}" if self._colour else f" {bar}{tail}"
 
     def clear(self) -> None:
         """Take the line away."""
