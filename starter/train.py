@@ -197,7 +197,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for state, log and the finished checkpoint")
     parser.add_argument("--minutes", type=float, help="wall-clock budget of the transformer")
     parser.add_argument("--samples", type=int, help="budget of the transformer in pictures seen")
-    parser.add_argument("--codec-samples", type=int, default=10_000, help="budget of the codec in pictures seen")
+    parser.add_argument("--codec-samples", type=int, default=6_000, help="pictures seen by each part of the codec")
     parser.add_argument("--rate", type=float, default=8e-4, help="peak learning rate")
     parser.add_argument("--adamw", action="store_true", help="AdamW for all weights, no Muon")
     parser.add_argument("--compile", action="store_true", help="torch.compile (needs a C++ compiler; a quarter faster)")
@@ -219,7 +219,7 @@ def main(argv: list[str] | None = None) -> None:
         codec = new_codec((16, 16, 16, 16) if args.toy else CHANNELS)
         for part in PARTS:
             budget = Budget(samples=4 if args.toy else args.codec_samples)
-            train_codec(codec, part, budget, batch=4 if args.toy else 16, compiled=args.compile)
+            train_codec(codec, part, budget, batch=4 if args.toy else 8, compiled=args.compile)
         torch.save(codec.state_dict(), codec_file)
     codec_state = torch.load(codec_file, weights_only=True)
     write_checkpoint(args.out / "checkpoint", trainer.ema, codec_state, batches.tokenizer)
