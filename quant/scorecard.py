@@ -21,7 +21,7 @@ SEED = 7
 MAX_STEPS = 4
 """Enough to see grids from all masked to nearly done, few enough for a full-size float model on a small machine."""
 MAX_SIDE = 512
-"""Pixels. At 1024 the float codec takes more memory than twice the largest component, which is what quantization may."""
+"""Pixels. At 1024 the float codec alone takes more memory than quantization may (twice the largest component)."""
 MAX_CALLS = 4
 """Recorded calls per component, spread over the run."""
 
