@@ -61,7 +61,7 @@ class Scorecard:
         recorder = Recorder()
         pipe.observer = recorder
         defaults = reference.manifest.defaults
-        small = {key: min(MAX_SIDE, int(defaults[key])) for key in ("width", "height")}
+        small: dict[str, Any] = {key: min(MAX_SIDE, int(defaults[key])) for key in ("width", "height")}
         small["num_inference_steps"] = min(MAX_STEPS, int(defaults["num_inference_steps"]))
         expected = pipe(PROMPT, seed=SEED, **small)
         calls = dict(recorder.calls)
