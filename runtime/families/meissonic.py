@@ -345,7 +345,7 @@ class _DenoiseLoop:
         return outputs["next_tokens"], outputs["codes"]
 
     def _features(self, tokens: Any, step: int, condition: tuple[Any, Any]) -> Any:
-        # Two passes of batch 1 beat one of batch 2 on a CPU, and need half the memory (docs/families.md).
+        # Two passes of batch 1 need half the activations of one of batch 2 (docs/families.md).
         context, modulation = condition
         inputs = {"tokens": tokens, "context": context, "modulation": modulation, "step": np.array([step])}
         return self._transformer.run(inputs)["features"]
