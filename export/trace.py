@@ -118,12 +118,10 @@ def _weights_out_of_reach(graph: ir.Graph, plan: ComponentPlan) -> Iterator[None
         value.const_value = None
         graph.inputs.append(value)
     yield
-    unused = [value for value in hidden if not value.uses()]
-    for value in hidden:
-        graph.inputs.remove(value)
     for value in hidden:
         assert value.name is not None
-        if value not in unused:
+        graph.inputs.remove(value)
+        if value.uses():
             example = parameters[value.name]
             value.const_value = lazy(value.name, example.shape, example.dtype, plan.weights[value.name])
             graph.register_initializer(value)

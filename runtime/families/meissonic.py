@@ -7,6 +7,7 @@ again, until the last step keeps them all and the codec decodes the grid.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -265,15 +266,14 @@ class MeissonicPipeline(Pipeline):
     def _decode(self, grids: Sequence[Any]) -> list[Image.Image]:
         """Pictures of token grids."""
         with self._phase("decode"), self._open("vq_decoder") as decoder:
-            return [to_image(decoder.run({"tokens": grid})["image"].numpy()[0]) for grid in grids]
+            return [_picture(decoder, grid) for grid in grids]
 
     def _preview(self, codes: Any) -> Image.Image:
         """Small picture of a step's draw; cells not yet kept show their present draw."""
+        # Not _open: a preview belongs neither to the run's providers nor to what an observer is told of it.
         session = ComponentSession(self.bundle, "vq_decoder", self.device, self.threads, self._stop)
-        try:
-            image = to_image(session.run({"tokens": codes})["image"].numpy()[0])
-        finally:
-            session.close()
+        with contextlib.closing(session) as decoder:
+            image = _picture(decoder, codes)
         image.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
         return image
 
@@ -349,6 +349,10 @@ class _DenoiseLoop:
         context, modulation = condition
         inputs = {"tokens": tokens, "context": context, "modulation": modulation, "step": np.array([step])}
         return self._transformer.run(inputs)["features"]
+
+
+def _picture(decoder: ComponentSession, tokens: Any) -> Image.Image:
+    return to_image(decoder.run({"tokens": tokens})["image"].numpy()[0])
 
 
 def _to_numpy(tokens: Any) -> NDArray[np.int64]:
