@@ -1,117 +1,58 @@
-"""Captions of scenes in English and Chinese, and the words they are made of.
+"""Captions of scenes in English and Chinese.
 
 Every caption names its scene without ambiguity, given the defaults: a background that is not
-named is white, a single object whose size is not named is large, and two objects joined by
-"and" (or 和) stand left to right.
+named is white, a single object whose size is not named is large and lies in the middle, one whose
+colour is not named has its usual colour, objects joined by "and" (or 和) stand left to right, three
+of them in a triangle from the top; a face is yellow and happy; a house is yellow with a red roof,
+by day, on grass, without a tree.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from starter.scenes import Scene, Thing
+from pochade.starter import words
+from pochade.starter.draw import USUAL_COLOUR
+from pochade.starter.scenes import Face, House, Scene, Thing
 
 LANGUAGES = ("en", "zh")
 
-Words = dict[str, tuple[str, ...]]
-"""A name used in scenes and the words for it, the usual one first."""
 
-EN_COLOURS: Words = {
-    "red": ("red",),
-    "green": ("green",),
-    "blue": ("blue",),
-    "yellow": ("yellow",),
-    "orange": ("orange",),
-    "purple": ("purple", "violet"),
-    "black": ("black",),
-    "pink": ("pink",),
-}
-EN_SHAPES: Words = {
-    "circle": ("circle", "disc"),
-    "square": ("square",),
-    "triangle": ("triangle",),
-    "star": ("star",),
-    "heart": ("heart",),
-    "moon": ("moon", "crescent"),
-    "ring": ("ring",),
-    "cross": ("cross",),
-}
-EN_SIZES: Words = {"large": ("large", "big"), "small": ("small", "little", "tiny")}
-EN_BACKGROUNDS: Words = {
-    "white": ("white",),
-    "gray": ("gray", "grey"),
-    "light blue": ("light blue", "sky blue"),
-    "light green": ("light green", "mint green"),
-    "beige": ("beige", "cream"),
-    "brown": ("brown",),
-}
-EN_NUMBERS = {2: ("two", "2", "a pair of"), 3: ("three", "3")}
-EN_FRAMES = ("{}", "a picture of {}", "an image of {}", "a drawing of {}", "a photo of {}", "draw {}", "there is {}")
-EN_ON = ("{} on a {} background", "{} against a {} background", "{}, {} background", "{} on {}")
-EN_RELATIONS = {
-    "x": (
-        "{a} to the left of {b}",
-        "{a} left of {b}",
-        "{b} to the right of {a}",
-        "{b} right of {a}",
-        "{a} on the left and {b} on the right",
-        "{a} and {b}",
-        "{a} next to {b}",
-    ),
-    "y": (
-        "{a} above {b}",
-        "{a} over {b}",
-        "{b} below {a}",
-        "{b} under {a}",
-        "{a} at the top and {b} at the bottom",
-    ),
-}
+class Choices:
+    """Random choices of a wording; held-out templates are offered only when asked for."""
 
-ZH_COLOURS: Words = {
-    "red": ("红色",),
-    "green": ("绿色",),
-    "blue": ("蓝色",),
-    "yellow": ("黄色",),
-    "orange": ("橙色", "橘色"),
-    "purple": ("紫色",),
-    "black": ("黑色",),
-    "pink": ("粉色", "粉红色"),
-}
-ZH_SHAPES: Words = {
-    "circle": ("圆形", "圆"),
-    "square": ("正方形", "方块"),
-    "triangle": ("三角形",),
-    "star": ("星星", "五角星"),
-    "heart": ("爱心", "心形"),
-    "moon": ("月亮", "月牙"),
-    "ring": ("圆环", "环形"),
-    "cross": ("十字", "十字形"),
-}
-ZH_SIZES: Words = {"large": ("大",), "small": ("小",)}
-ZH_BACKGROUNDS: Words = {
-    "white": ("白色",),
-    "gray": ("灰色",),
-    "light blue": ("浅蓝色", "天蓝色"),
-    "light green": ("浅绿色",),
-    "beige": ("米色",),
-    "brown": ("棕色", "褐色"),
-}
-ZH_NUMBERS = {2: ("两", "2"), 3: ("三", "3")}
-ZH_FRAMES = ("{}", "画{}", "画面中有{}", "一幅画,{}")
-ZH_ON = ("{}在{}背景上", "{},{}背景", "{},背景是{}")
-ZH_RELATIONS = {
-    "x": ("{a}在{b}的左边", "{a}在{b}左边", "{b}在{a}的右边", "{b}在{a}右边", "左边是{a},右边是{b}", "{a}和{b}"),
-    "y": ("{a}在{b}的上面", "{a}在{b}上方", "{b}在{a}的下面", "{b}在{a}下方", "上面是{a},下面是{b}"),
-}
-ZH_PARTICLES = ("一", "个", "的", "在", "和", "是", "有", "画", "画面", "中", "一幅", "背景", "上", "，", "。", "一个")
-ZH_PLACES = ("左边", "右边", "上面", "下面", "上方", "下方")
+    def __init__(self, rng: np.random.Generator, held_out: bool = False) -> None:
+        self.rng = rng
+        self.held_out = held_out
+
+    def word(self, options: Sequence[str]) -> str:
+        """The first option half of the time, otherwise any: common wordings are learned first."""
+        return options[0] if self.rng.random() < 0.5 else options[int(self.rng.integers(len(options)))]
+
+    def template(self, options: Sequence[str], held_out: Sequence[str]) -> str:
+        """A template: one that training never sees if those are asked for, and there are any."""
+        return self.word(held_out if self.held_out and held_out else options)
+
+    def says(self, chance: float) -> bool:
+        """Whether to say something that could be left out."""
+        return bool(self.rng.random() < chance)
 
 
-def _pick(options: Sequence[str], rng: np.random.Generator) -> str:
-    """The first option half of the time, otherwise any: common wordings are learned first."""
-    return options[0] if rng.random() < 0.5 else options[int(rng.integers(len(options)))]
+class Plain(Choices):
+    """Takes the first wording everywhere and says nothing that may be left out."""
+
+    def __init__(self) -> None:
+        super().__init__(np.random.default_rng(0))
+
+    def word(self, options: Sequence[str]) -> str:
+        """The usual one."""
+        return options[0]
+
+    def says(self, chance: float) -> bool:  # noqa: ARG002 - as its base
+        """No."""
+        return False
 
 
 def _a(phrase: str) -> str:
@@ -119,102 +60,156 @@ def _a(phrase: str) -> str:
     return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
 
 
-def _plural(noun: str) -> str:
-    """The regular plural of one of the shape nouns."""
-    return noun + ("es" if noun.endswith("s") else "s")
+def _place(thing: Thing) -> tuple[int, int]:
+    """Column and row of a single object, each -1, 0 or 1."""
+    middle = 64
+    return int(np.sign(thing.x - middle)), int(np.sign(thing.y - middle))
 
 
-def _says_size(scene: Scene, rng: np.random.Generator) -> bool:
+def _says_size(scene: Scene, choose: Choices) -> bool:
     """Whether the caption names the size: only singles vary in size, and large is the default."""
-    if scene.kind != "single":
-        return False
-    return scene.things[0].size == "small" or rng.random() < 0.3
+    return scene.kind == "single" and (scene.things[0].size == "small" or choose.says(0.25))
 
 
-def _says_background(scene: Scene, rng: np.random.Generator) -> bool:
-    """Whether the caption names the background: white is the default."""
-    return scene.background != "white" or rng.random() < 0.3
+def _says_colour(scene: Scene, choose: Choices) -> bool:
+    """Whether the caption names a single object's colour: each shape has a usual one."""
+    thing = scene.things[0]
+    return scene.kind != "single" or thing.colour != USUAL_COLOUR[thing.shape] or not choose.says(0.3)
 
 
-def _english(scene: Scene, rng: np.random.Generator) -> str:
+def _backdrop(scene: Scene, choose: Choices, plain: words.Words, settings: dict[str, words.Templates]) -> str:
+    """The template that adds the background or setting, with `{}` for the text so far."""
+    if scene.setting:
+        return choose.word(settings[scene.setting])
+    if scene.background == "white" and not choose.says(0.2):
+        return "{}"
+    on = words.EN_ON if plain is words.EN_BACKGROUNDS else words.ZH_ON
+    return choose.word(on).format("{}", choose.word(plain[scene.background]))
+
+
+def _english_house(house: House, choose: Choices) -> str:
+    """A house in English."""
+    wall = house.wall != "yellow" or not choose.says(0.5)
+    text = _a(f"{choose.word(words.EN_COLOURS[house.wall])} house" if wall else "house")
+    extras = []
+    if house.roof != "red" or choose.says(0.5):
+        extras.append(_a(choose.word(words.EN_COLOURS[house.roof]) + " roof"))
+    if house.tree:
+        extras.append("a tree")
+    if extras:
+        text += " with " + " and ".join(extras)
+    if house.ground != "grass" or choose.says(0.3):
+        text += " " + choose.word(words.EN_GROUNDS[house.ground])
+    if house.time != "day" or choose.says(0.2):
+        text += " " + choose.word(words.EN_TIMES[house.time])
+    return text
+
+
+def _english(scene: Scene, choose: Choices) -> str:
     """An English caption."""
-    sized = _says_size(scene, rng)
+    sized = _says_size(scene, choose)
 
     def noun(thing: Thing) -> str:
-        words = [_pick(EN_SIZES[thing.size], rng)] if sized else []
-        return " ".join([*words, _pick(EN_COLOURS[thing.colour], rng), _pick(EN_SHAPES[thing.shape], rng)])
+        out = [choose.word(words.EN_SIZES[thing.size])] if sized else []
+        out += [choose.word(words.EN_COLOURS[thing.colour])] if _says_colour(scene, choose) else []
+        return " ".join([*out, choose.word(words.EN_SHAPES[thing.shape])])
 
-    nouns = [noun(thing) for thing in scene.things]
+    nouns = [noun(thing) for thing in scene.things] if scene.things else []
     match scene.kind:
         case "single":
             text = _a(nouns[0])
+            if (place := _place(scene.things[0])) != (0, 0) or choose.says(0.1):
+                text += " " + choose.word(words.EN_PLACES[place])
         case "count":
-            text = f"{_pick(EN_NUMBERS[len(nouns)], rng)} {_plural(nouns[0])}"
+            plural = nouns[0] + ("es" if nouns[0].endswith("s") else "s")
+            text = f"{choose.word(words.EN_NUMBERS[len(nouns)])} {plural}"
+        case "three":
+            text = choose.template(words.EN_THREES, words.EN_HELD_OUT_THREES).format(*map(_a, nouns))
+        case "relation":
+            template = choose.template(words.EN_RELATIONS[scene.axis], words.EN_HELD_OUT_RELATIONS[scene.axis])
+            text = template.format(a=_a(nouns[0]), b=_a(nouns[1]))
+        case "face":
+            face = scene.face or Face("yellow", "happy")
+            said = [choose.word(words.EN_MOODS[face.mood])] if face.mood != "happy" or not choose.says(0.3) else []
+            said += [choose.word(words.EN_COLOURS[face.colour])] if face.colour != "yellow" or choose.says(0.5) else []
+            text = _a(" ".join([*said, choose.word(words.EN_FACE)]))
         case _:
-            a, b = map(_a, nouns)
-            text = _pick(EN_RELATIONS[scene.axis], rng).format(a=a, b=b)
-    if _says_background(scene, rng):
-        text = _pick(EN_ON, rng).format(text, _pick(EN_BACKGROUNDS[scene.background], rng))
-    return _pick(EN_FRAMES, rng).format(text)
+            assert scene.house
+            text = _english_house(scene.house, choose)
+    if not scene.house:
+        text = _backdrop(scene, choose, words.EN_BACKGROUNDS, words.EN_SETTINGS).format(text)
+    return choose.template(words.EN_FRAMES, words.EN_HELD_OUT_FRAMES).format(text)
 
 
-def _chinese(scene: Scene, rng: np.random.Generator) -> str:
+def _chinese_noun(number: str, size: str, colour: str, shape: str, choose: Choices) -> str:
+    """Number, adjectives and noun in one of the two usual orders."""
+    if size and choose.says(0.5):
+        return f"{number}{size}的{colour}{shape}"
+    return f"{number}{colour}{'的' if colour and (size or choose.says(0.5)) else ''}{size}{shape}"
+
+
+def _chinese_house(house: House, choose: Choices) -> str:
+    """A house in Chinese."""
+    wall = choose.word(words.ZH_COLOURS[house.wall]) if house.wall != "yellow" or not choose.says(0.5) else ""
+    text = f"一个{wall}{'的' if wall and choose.says(0.5) else ''}房子"
+    if house.roof != "red" or choose.says(0.5):
+        text += f",{choose.word(words.ZH_COLOURS[house.roof])}屋顶"
+    if house.tree:
+        text += choose.word((",有树", "和树"))
+    if house.ground != "grass" or choose.says(0.3):
+        text += "," + choose.word(words.ZH_GROUNDS[house.ground])
+    if house.time != "day" or choose.says(0.2):
+        text += "," + choose.word(words.ZH_TIMES[house.time])
+    return text
+
+
+def _chinese(scene: Scene, choose: Choices) -> str:
     """A Chinese caption."""
-    sized = _says_size(scene, rng)
-    one = "一个" if rng.random() < 0.8 else ""
+    sized = _says_size(scene, choose)
+    one = "" if choose.says(0.2) else "一个"
 
     def noun(thing: Thing, number: str) -> str:
-        colour, shape = _pick(ZH_COLOURS[thing.colour], rng), _pick(ZH_SHAPES[thing.shape], rng)
-        size = _pick(ZH_SIZES[thing.size], rng) if sized else ""
-        if size and rng.random() < 0.5:
-            return f"{number}{size}的{colour}{shape}"
-        return f"{number}{colour}{'的' if size or rng.random() < 0.5 else ''}{size}{shape}"
+        colour = choose.word(words.ZH_COLOURS[thing.colour]) if _says_colour(scene, choose) else ""
+        size = choose.word(words.ZH_SIZES[thing.size]) if sized else ""
+        return _chinese_noun(number, size, colour, choose.word(words.ZH_SHAPES[thing.shape]), choose)
 
     match scene.kind:
         case "single":
             text = noun(scene.things[0], one)
+            if (place := _place(scene.things[0])) != (0, 0) or choose.says(0.1):
+                text = choose.word(words.ZH_AT).format(text, choose.word(words.ZH_PLACES[place]))
         case "count":
-            text = noun(scene.things[0], _pick(ZH_NUMBERS[len(scene.things)], rng) + "个")
-        case _:
+            text = noun(scene.things[0], choose.word(words.ZH_NUMBERS[len(scene.things)]) + "个")
+        case "three":
+            template = choose.template(words.ZH_THREES, words.ZH_HELD_OUT_THREES)
+            text = template.format(*(noun(thing, one) for thing in scene.things))
+        case "relation":
             a, b = (noun(thing, one) for thing in scene.things)
-            text = _pick(ZH_RELATIONS[scene.axis], rng).format(a=a, b=b)
-    if _says_background(scene, rng):
-        text = _pick(ZH_ON, rng).format(text, _pick(ZH_BACKGROUNDS[scene.background], rng))
-    text = _pick(ZH_FRAMES, rng).format(text)
-    return text.replace(",", "，") if rng.random() < 0.7 else text
+            template = choose.template(words.ZH_RELATIONS[scene.axis], words.ZH_HELD_OUT_RELATIONS[scene.axis])
+            text = template.format(a=a, b=b)
+        case "face":
+            face = scene.face or Face("yellow", "happy")
+            mood = choose.word(words.ZH_MOODS[face.mood]) if face.mood != "happy" or not choose.says(0.3) else ""
+            colour = choose.word(words.ZH_COLOURS[face.colour]) if face.colour != "yellow" or choose.says(0.5) else ""
+            noun_word = choose.word(words.ZH_HAPPY_FACE if face.mood == "happy" else words.ZH_FACE)
+            text = _chinese_noun(one, "", f"{mood}{colour}", noun_word, choose)
+        case _:
+            assert scene.house
+            text = _chinese_house(scene.house, choose)
+    if not scene.house:
+        text = _backdrop(scene, choose, words.ZH_BACKGROUNDS, words.ZH_SETTINGS).format(text)
+    text = choose.template(words.ZH_FRAMES, words.ZH_HELD_OUT_FRAMES).format(text)
+    return text.replace(",", "，") if not choose.says(0.3) else text
 
 
-def caption(scene: Scene, rng: np.random.Generator, language: str = "en") -> str:
-    """A random caption of the scene in one of LANGUAGES."""
-    return _english(scene, rng) if language == "en" else _chinese(scene, rng)
+_BY_LANGUAGE: dict[str, Callable[[Scene, Choices], str]] = {"en": _english, "zh": _chinese}
+
+
+def caption(scene: Scene, rng: np.random.Generator, language: str = "en", held_out: bool = False) -> str:
+    """A random caption of the scene in one of LANGUAGES; `held_out` asks for templates training never sees."""
+    return _BY_LANGUAGE[language](scene, Choices(rng, held_out))
 
 
 def plain_caption(scene: Scene, language: str = "en") -> str:
     """The most usual caption of the scene, naming only what differs from the defaults."""
-
-    class Usual(np.random.Generator):
-        """Takes the first option everywhere and says nothing that may be left out."""
-
-        def random(self, *_: object, **__: object) -> float:  # type: ignore[override]
-            return 0.4
-
-    return caption(scene, Usual(np.random.PCG64(0)), language)
-
-
-def english_words() -> list[str]:
-    """Every English word (and number, and comma) that a caption can hold, without duplicates."""
-    texts = [w for table in (EN_COLOURS, EN_SIZES, EN_BACKGROUNDS) for words in table.values() for w in words]
-    shapes = [w for words in EN_SHAPES.values() for w in words]
-    texts += shapes + [_plural(w) for w in shapes] + [w for words in EN_NUMBERS.values() for w in words]
-    texts += [*EN_FRAMES, *EN_ON, *EN_RELATIONS["x"], *EN_RELATIONS["y"], "a an , ."]
-    for mark in ("{}", "{a}", "{b}", ","):
-        texts = [text.replace(mark, f" {mark[0]} " if mark == "," else " ") for text in texts]
-    return sorted({word for text in texts for word in text.split()})
-
-
-def chinese_words() -> list[str]:
-    """Every Chinese word that a caption can hold, without duplicates."""
-    tables = (ZH_COLOURS, ZH_SHAPES, ZH_SIZES, ZH_BACKGROUNDS)
-    words = [w for table in tables for options in table.values() for w in options]
-    words += [w for options in ZH_NUMBERS.values() for w in options]
-    return sorted({*words, *ZH_PARTICLES, *ZH_PLACES} - {"2", "3"})
+    return _BY_LANGUAGE[language](scene, Plain())

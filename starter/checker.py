@@ -1,7 +1,9 @@
 """Judges whether a picture shows exactly the scene it should, with reasons when it does not.
 
-The checker knows nothing of the model: it segments the picture, names every object by template
-matching, and compares with the scene. Positions are free where the caption leaves them free.
+The checker knows nothing of the model. It segments the picture, names every object by template
+matching, and compares with the scene: positions are free where the caption leaves them free.
+Faces and houses, which have one right picture, are compared with it. Flowers and stars where
+they may be are ignored.
 """
 
 from __future__ import annotations
@@ -13,7 +15,20 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from starter.scenes import BACKGROUNDS, CELL, COLOURS, LATTICE, SHAPES, SIDE, SIZES, Scene, Thing, coverage
+from pochade.starter.scenes import GROUND_ROW, GROUNDS, Scene, Thing, render
+from pochade.starter.shapes import (
+    BACKGROUNDS,
+    CELL,
+    COLOURS,
+    DECORATIONS,
+    GRID,
+    LATTICE,
+    SHAPES,
+    SIDE,
+    SIZES,
+    coverage,
+    marks,
+)
 
 COLOUR_LIMIT = 40.0
 """Largest RGB distance of a background or an object's inside from its palette colour."""
@@ -26,6 +41,12 @@ STRAY_LIMIT = 24
 
 EDGE = 3
 """Pixels by which an outline may be off without counting as stray; the overlap limit still holds."""
+
+_BLUR = 5
+"""Width in pixels of the neighbourhood whose colours a pixel of a face or house may have."""
+
+_SCATTERED = 18.0
+"""Largest mean RGB distance of a cell from the flower or star it is taken for."""
 
 _STEP = 45.0
 """RGB distance from the background above which a pixel is foreground; edges are half covered there."""
@@ -158,8 +179,9 @@ def find_objects(picture: NDArray[np.uint8]) -> tuple[str, float, list[Found], i
 def _place_reasons(scene: Scene, found: list[Found]) -> list[str]:
     """What is wrong with the places of objects that are otherwise right."""
     if scene.kind == "single":
-        off = max(abs(found[0].x - SIDE / 2), abs(found[0].y - SIDE / 2))
-        return [f"object is {off:.0f} px off the centre"] if off > LATTICE + CELL else []
+        thing = scene.things[0]
+        off = max(abs(found[0].x - thing.x), abs(found[0].y - thing.y))
+        return [f"object is {off:.0f} px off its place"] if off > CELL else []
     if scene.kind != "relation":
         return []
 
@@ -175,8 +197,50 @@ def _place_reasons(scene: Scene, found: list[Found]) -> list[str]:
     return [] if right else [f"the first object is not {word} the second"]
 
 
+def without_decorations(picture: NDArray[np.uint8], grounds: NDArray[np.object_]) -> NDArray[np.uint8]:
+    """The picture with flowers and stars painted over.
+
+    Args:
+        picture: uint8 RGB (SIDE, SIDE, 3).
+        grounds: name of the background that each cell may show, object (GRID, GRID).
+    """
+    out = picture.copy()
+    for row in range(GRID):
+        for column in range(GRID):
+            table = DECORATIONS.get(grounds[row, column], {})
+            cell = out[row * CELL : (row + 1) * CELL, column * CELL : (column + 1) * CELL]
+            behind = np.array(BACKGROUNDS[grounds[row, column]], np.float64) if table else None
+            for name, ink in table.values():
+                drawn = behind + marks()[name][..., None] * (np.array(ink, np.float64) - behind)
+                if np.linalg.norm(cell - drawn, axis=-1).mean() <= _SCATTERED:
+                    cell[:] = BACKGROUNDS[grounds[row, column]]
+                    break
+    return out
+
+
+def _grounds(scene: Scene) -> NDArray[np.object_]:
+    """The background that each cell of a scene's picture may show, object (GRID, GRID)."""
+    out = np.full((GRID, GRID), scene.background, object)
+    if scene.house:
+        out[GROUND_ROW:] = GROUNDS[scene.house.ground]
+    return out
+
+
+def _differences(picture: NDArray[np.uint8], truth: NDArray[np.uint8]) -> int:
+    """Pixels with a colour that the true picture does not have within a few pixels."""
+    size = (_BLUR, _BLUR, 1)
+    low = ndimage.minimum_filter(truth, size).astype(np.float64) - COLOUR_LIMIT
+    high = ndimage.maximum_filter(truth, size).astype(np.float64) + COLOUR_LIMIT
+    return int(((picture < low) | (picture > high)).any(-1).sum())
+
+
 def check(picture: NDArray[np.uint8], scene: Scene) -> Verdict:
     """The verdict on a picture, uint8 RGB (SIDE, SIDE, 3), that should show the scene."""
+    if scene.face or scene.house or scene.setting:
+        picture = without_decorations(picture, _grounds(scene))
+    if scene.face or scene.house:
+        wrong = _differences(picture, render(scene.undecorated()))
+        return Verdict((f"{wrong} pixels are not the {scene.kind}'s",) if wrong > STRAY_LIMIT else ())
     background, error, found, stray = find_objects(picture)
     reasons = []
     if background != scene.background or error > COLOUR_LIMIT:

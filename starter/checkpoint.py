@@ -10,11 +10,17 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from starter.bpe import END, PAD, START, Tokenizer
-from starter.codec import vq_config
-from starter.model import MASK, TEXT_LENGTH, text_config, transformer_config
+from pochade.starter.bpe import END, PAD, START, Tokenizer
+from pochade.starter.codec import vq_config
+from pochade.starter.model import MASK, TEXT_LENGTH, Painter, sizes_of, text_config, transformer_config
 
 State = dict[str, torch.Tensor]
+
+STATE = "state.pt"
+"""File of a run with everything it needs to go on."""
+
+CODEC = "codec.pt"
+"""File of a run with the codec's weights."""
 
 MODEL_INDEX = {
     "_class_name": "Pipeline",
@@ -75,37 +81,38 @@ def _write_weights(path: Path, state: State, prefix: str = "") -> None:
     save_file(tensors, path, metadata={"format": "pt"})
 
 
-def write_checkpoint(folder: Path, painter: State, codec: State, tokenizer: Tokenizer) -> None:
+def write_checkpoint(folder: Path, painter: Painter, codec: State, tokenizer: Tokenizer) -> None:
     """Write the whole checkpoint.
 
     Args:
         folder: made if missing; files in it are replaced.
-        painter: state of `starter.model.Painter`, usually the moving average.
+        painter: the trained text encoder and transformer.
         codec: state of the VQ model.
         tokenizer: the tokenizer the text encoder was trained with.
     """
-    dim = painter["transformer.project_to_hidden.weight"].shape[0]
-    layers, single_layers, text_layers = (
-        1 + max(int(name.removeprefix(prefix).split(".")[0]) for name in painter if name.startswith(prefix))
-        for prefix in (
-            "transformer.transformer_blocks.",
-            "transformer.single_transformer_blocks.",
-            "text.text_model.encoder.layers.",
-        )
-    )
+    weights = painter.published()
     levels = sum(name.startswith("decoder.up_blocks") and name.endswith("resnets.0.conv1.bias") for name in codec)
     channels = tuple(len(codec[f"encoder.down_blocks.{i}.resnets.0.conv1.bias"]) for i in range(levels))
     _write_json(folder / "model_index.json", MODEL_INDEX)
     _write_json(folder / "scheduler" / "scheduler_config.json", SCHEDULER)
-    _write_json(folder / "transformer" / "config.json", transformer_config(dim, layers, single_layers))
-    _write_json(folder / "text_encoder" / "config.json", text_config(len(tokenizer.ids), dim, text_layers))
+    _write_json(folder / "transformer" / "config.json", transformer_config(**painter.sizes))
+    _write_json(folder / "text_encoder" / "config.json", text_config(len(tokenizer.ids), painter.sizes["dim"]))
     _write_json(folder / "vqvae" / "config.json", vq_config(channels))
     for name, values in tokenizer_files(tokenizer).items():
         _write_json(folder / "tokenizer" / name, values)
     tokenizer.save(folder / "tokenizer")
-    _write_weights(folder / "transformer" / "diffusion_pytorch_model.safetensors", painter, "transformer.")
-    _write_weights(folder / "text_encoder" / "model.safetensors", painter, "text.")
+    _write_weights(folder / "transformer" / "diffusion_pytorch_model.safetensors", weights, "transformer.")
+    _write_weights(folder / "text_encoder" / "model.safetensors", weights, "text.")
     _write_weights(folder / "vqvae" / "diffusion_pytorch_model.safetensors", codec)
+
+
+def load_run(folder: Path) -> tuple[Painter, Tokenizer]:
+    """The averaged networks of a run, finished or not, and their tokenizer."""
+    state = torch.load(folder / STATE, weights_only=True)
+    tokenizer = Tokenizer(state["merges"], TEXT_LENGTH)
+    painter = Painter(len(tokenizer.ids), **sizes_of(state["ema"]))
+    painter.load_state_dict(state["ema"])
+    return painter, tokenizer
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -115,9 +122,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--codec", type=Path, help="the codec's weights; codec.pt in the run's folder if not given")
     parser.add_argument("--out", type=Path, required=True, help="checkpoint folder to write")
     args = parser.parse_args(argv)
-    state = torch.load(args.run / "state.pt", weights_only=True)
-    codec = torch.load(args.codec or args.run / "codec.pt", weights_only=True)
-    write_checkpoint(args.out, state["ema"], codec, Tokenizer(state["merges"], TEXT_LENGTH))
+    painter, tokenizer = load_run(args.run)
+    codec = torch.load(args.codec or args.run / CODEC, weights_only=True)
+    write_checkpoint(args.out, painter, codec, tokenizer)
 
 
 if __name__ == "__main__":

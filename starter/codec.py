@@ -19,11 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from pochade.export.modules.vq import VqConfig, VQModel
-from starter.checker import check
-from starter.codec_start import carry_colours
-from starter.codes import CODEBOOK, FLAT, GRID, VECTOR, code_vectors, scene_codes
-from starter.scenes import CELL, random_scene, render
-from starter.schedule import Budget
+from pochade.starter.checker import check
+from pochade.starter.codec_start import carry_colours
+from pochade.starter.codes import CODEBOOK, FLAT, VECTOR, code_vectors, scene_codes
+from pochade.starter.draw import random_scene
+from pochade.starter.scenes import render
+from pochade.starter.schedule import Budget
+from pochade.starter.shapes import CELL, GRID
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +73,7 @@ def pictures_and_codes(n: int, rng: np.random.Generator) -> tuple[Tensor, Tensor
     """
     pictures, codes = [], []
     for _ in range(n):
-        scene = random_scene(rng, (0.4, 0.4, 0.2))
+        scene = random_scene(rng, held_out=True)
         down, right = rng.integers(0, GRID, 2) if rng.random() < 0.3 else (0, 0)
         pictures.append(np.roll(render(scene), (down * CELL, right * CELL), (0, 1)))
         codes.append(np.roll(scene_codes(scene), (down, right), (0, 1)))
@@ -144,7 +146,7 @@ def decode_pictures(codec: VQModel, codes: Tensor) -> list[np.ndarray]:
 def round_trip(codec: VQModel, n: int, seed: int = 123) -> dict[str, float]:
     """Shares of scenes whose decoded true codes pass the checker, and of cells the encoder reads right."""
     rng = np.random.default_rng(seed)
-    scenes = [random_scene(rng, (0.5, 0.3, 0.2)) for _ in range(n)]
+    scenes = [random_scene(rng, held_out=True) for _ in range(n)]
     codes = torch.from_numpy(np.stack([scene_codes(scene) for scene in scenes]))
     painted = decode_pictures(codec, codes)
     truth = np.stack([render(scene) for scene in scenes])

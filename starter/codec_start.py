@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pochade.export.modules.vq import Downsample, ResnetBlock, Upsample, VQModel
-from starter.codes import colour_scale
+from pochade.starter.codes import colour_scale
 
 COLOUR_CHANNELS = (0, 4, 8)
 """Channels that carry red, green and blue through all levels."""

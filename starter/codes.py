@@ -1,50 +1,61 @@
 """The codes of a picture: a patch-local code book and the exact code grid of a scene.
 
-A patch is either one flat colour or the edge of one object on one background, so the book is a
-product: flat colours, then every (object colour, background, edge prototype). Prototypes are
-k-means centres of the 8x8 coverage patches of all shapes. Equal patches always get equal codes,
-and the same edge has the same prototype in every colour: the transformer learns a shape once.
+A patch is a covered colour, a bare colour and a coverage between them, so the book is a product:
+flat colours; then every (object colour, background, edge prototype); then the marks of faces in
+every colour; then decorations. Edge prototypes are k-means centres of the 8x8 coverage patches of
+all shapes, and the roof's two. Equal patches always get equal codes, and the same edge has the
+same prototype in every colour: the transformer learns a shape once.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from starter.scenes import BACKGROUNDS, CELL, COLOURS, SHAPES, SIDE, SIZES, Scene, coverage
+from pochade.starter.scenes import Figure, Fill, Mark, Scene, parts
+from pochade.starter.shapes import (
+    BACKGROUNDS,
+    CELL,
+    COLOURS,
+    DECORATIONS,
+    FACE_MARKS,
+    FLATS,
+    GRID,
+    SHAPES,
+    SIZES,
+    Mask,
+    Rgb,
+    coverage,
+    face_ink,
+    marks,
+    roof,
+)
 
-CODEBOOK = 1024
-GRID = SIDE // CELL
-"""Cells along a side."""
+PROTOTYPES = 22
+"""Edge prototypes, the roof's two slopes among them."""
 
-FLAT = len(COLOURS) + len(BACKGROUNDS)
-"""Flat codes: the object colours, then the backgrounds."""
-
-PROTOTYPES = (CODEBOOK - FLAT) // (len(COLOURS) * len(BACKGROUNDS))
-USED = FLAT + len(COLOURS) * len(BACKGROUNDS) * PROTOTYPES
-"""Codes that scenes can hold; the few above it stay unused."""
-
-VECTOR = 16
+VECTOR = 20
 """Width of a code vector."""
 
-_OUTSIDE, _INSIDE = -1, -2
+Codes = NDArray[np.int64]
 
 
-def patches(mask: NDArray[np.float32]) -> NDArray[np.float32]:
+def patches(mask: Mask) -> Mask:
     """A mask (h, w) cut into cells, float32 (h/8, w/8, 64)."""
     h, w = mask.shape[0] // CELL, mask.shape[1] // CELL
     return mask.reshape(h, CELL, w, CELL).transpose(0, 2, 1, 3).reshape(h, w, CELL * CELL)
 
 
-def _is_edge(cells: NDArray[np.float32]) -> NDArray[np.bool_]:
+def _is_edge(cells: Mask) -> NDArray[np.bool_]:
     """Cells that are neither covered nor bare, over the last axis."""
     partly: NDArray[np.bool_] = (cells.max(-1) > 0.02) & (cells.min(-1) < 0.98)
     return partly
 
 
-def _kmeans(points: NDArray[np.float32], k: int, rng: np.random.Generator) -> tuple[float, NDArray[np.float32]]:
+def _kmeans(points: Mask, k: int, rng: np.random.Generator) -> tuple[float, Mask]:
     """Squared error and centres (k, d) of one k-means run from a k-means++ start."""
     centres = points[rng.integers(len(points))][None]
     while len(centres) < k:
@@ -57,61 +68,108 @@ def _kmeans(points: NDArray[np.float32], k: int, rng: np.random.Generator) -> tu
     return float(distance.min(1).sum()), centres
 
 
+def _edges(masks: list[Mask]) -> Mask:
+    """The different edge patches of the masks, float32 (n, 64)."""
+    cells = np.concatenate([patches(mask).reshape(-1, CELL * CELL) for mask in masks])
+    return np.unique(cells[_is_edge(cells)].round(4), axis=0)
+
+
 @cache
-def prototypes() -> NDArray[np.float32]:
+def prototypes() -> Mask:
     """Edge prototypes, coverage in 0..1, float32 (PROTOTYPES, 64); the same on every call."""
-    cells = np.concatenate([patches(coverage(s, z)).reshape(-1, CELL * CELL) for s in SHAPES for z in SIZES])
-    edges = np.unique(cells[_is_edge(cells)].round(4), axis=0)
+    slopes = _edges([roof()])
+    edges = _edges([coverage(shape, size) for shape in SHAPES for size in SIZES])
     rng = np.random.default_rng(0)
-    return min((_kmeans(edges, PROTOTYPES, rng) for _ in range(20)), key=lambda run: run[0])[1]
+    runs = (_kmeans(edges, PROTOTYPES - len(slopes), rng) for _ in range(20))
+    return np.concatenate([min(runs, key=lambda run: run[0])[1], slopes])
+
+
+@dataclass(frozen=True)
+class Book:
+    """What the codes stand for, built once."""
+
+    index: dict[tuple[str, str, str], int]
+    """Code of (covered, bare, patch): names of colours or inks, and "flat", "edge N" or a mark."""
+    colours: dict[str, Rgb]
+    """Every colour a code can hold, by the name used in `index`."""
+    coverages: dict[str, Mask]
+    """Coverage of every patch but "flat", float32 (64)."""
+
+
+def _ink_name(ink: Rgb) -> str:
+    """Name of an ink: a palette colour's if it is one, else its numbers."""
+    return next((name for name, rgb in FLATS.items() if rgb == ink), str(ink))
 
 
 @cache
-def _stencil(shape: str, size: str) -> NDArray[np.int64]:
-    """Per cell of a shape's box the prototype, or _OUTSIDE or _INSIDE; int64 (2r/8, 2r/8)."""
-    cells = patches(coverage(shape, size))
+def book() -> Book:
+    """The code book's meaning."""
+    keys = [(name, name, "flat") for name in FLATS]
+    keys += [(c, b, f"edge {p}") for c in COLOURS for b in BACKGROUNDS for p in range(PROTOTYPES)]
+    keys += [(_ink_name(face_ink(c)), c, mark) for c in COLOURS for mark in FACE_MARKS]
+    keys += [(_ink_name(ink), b, mark) for b, table in DECORATIONS.items() for mark, ink in table.values()]
+    inks = {_ink_name(ink): ink for table in DECORATIONS.values() for _, ink in table.values()}
+    coverages = {f"edge {i}": patch for i, patch in enumerate(prototypes())}
+    coverages |= {name: mask.ravel() for name, mask in marks().items()}
+    return Book({key: i for i, key in enumerate(keys)}, {**FLATS, **inks}, coverages)
+
+
+USED = len(book().index)
+"""Codes that scenes can hold."""
+
+CODEBOOK = -(-USED // 64) * 64
+"""Entries of the code book; the few above USED stay unused."""
+
+FLAT = len(FLATS)
+"""The first codes are flat."""
+
+
+@cache
+def _stencil(mask_bytes: bytes, shape: tuple[int, int]) -> tuple[NDArray[np.bool_], NDArray[np.bool_], Codes]:
+    """Which cells of a mask are covered, which are edges, and the edges' prototypes; (h/8, w/8)."""
+    cells = patches(np.frombuffer(mask_bytes, np.float32).reshape(shape))
+    edge = _is_edge(cells)
     nearest = ((cells[:, :, None] - prototypes()) ** 2).sum(-1).argmin(-1)
-    return np.where(_is_edge(cells), nearest, np.where(cells.mean(-1) > 0.5, _INSIDE, _OUTSIDE))
+    return ~edge & (cells.mean(-1) > 0.5), edge, nearest
 
 
-def scene_codes(scene: Scene) -> NDArray[np.int64]:
+def scene_codes(scene: Scene) -> Codes:
     """The codes of a scene's picture, int64 (GRID, GRID)."""
-    behind = list(BACKGROUNDS).index(scene.background)
-    grid = np.full((GRID, GRID), len(COLOURS) + behind, np.int64)
-    for thing in scene.things:
-        colour = list(COLOURS).index(thing.colour)
-        stencil = _stencil(thing.shape, thing.size)
-        r = SIZES[thing.size]
-        top, left = (thing.y - r) // CELL, (thing.x - r) // CELL
-        box = grid[top : top + len(stencil), left : left + len(stencil)]
-        first = FLAT + (colour * len(BACKGROUNDS) + behind) * PROTOTYPES
-        box[...] = np.where(stencil >= 0, first + stencil, np.where(stencil == _INSIDE, colour, box))
+    index = book().index
+    grid = np.empty((GRID, GRID), np.int64)
+    for part in parts(scene):
+        match part:
+            case Fill(colour, top, left, height, width):
+                grid[top : top + height, left : left + width] = index[colour, colour, "flat"]
+            case Figure(colour, behind, top, left, mask):
+                covered, edge, prototype = _stencil(mask.tobytes(), mask.shape)  # type: ignore[arg-type]
+                box = grid[top : top + len(edge), left : left + edge.shape[1]]
+                box[covered] = index[colour, colour, "flat"]
+                box[edge] = index[colour, behind, "edge 0"] + prototype[edge]
+            case Mark(name, ink, behind, row, column):
+                grid[row, column] = index[_ink_name(ink), behind, name]
     return grid
 
 
-@cache
-def code_pictures() -> NDArray[np.float32]:
-    """The mean patch of every code, float32 0..255, (CODEBOOK, 8, 8, 3); unused codes are black."""
-    front = np.array(list(COLOURS.values()), np.float32)
-    behind = np.array(list(BACKGROUNDS.values()), np.float32)
-    alpha = prototypes()[..., None]
-    edge = front[:, None, None, None] * alpha + behind[None, :, None, None] * (1 - alpha)
-    flat = np.broadcast_to(np.concatenate([front, behind])[:, None], (FLAT, CELL * CELL, 3))
-    out = np.zeros((CODEBOOK, CELL, CELL, 3), np.float32)
-    out[:USED] = np.concatenate([flat, edge.reshape(-1, CELL * CELL, 3)]).reshape(USED, CELL, CELL, 3)
-    return out
+def factors() -> tuple[Codes, tuple[int, int, int]]:
+    """What each code is made of, to let codes share what they learn.
 
-
-def mosaic(codes: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """A rough picture: each code's mean patch, uint8 (8h, 8w, 3) from codes (h, w)."""
-    h, w = codes.shape
-    tiles = code_pictures()[codes].transpose(0, 2, 1, 3, 4)
-    return np.rint(tiles.reshape(h * CELL, w * CELL, 3)).astype(np.uint8)
+    Returns:
+        Numbers of the covered colour, the bare colour and the patch of each code, int64
+        (CODEBOOK, 3), and how many of each there are. Unused codes have numbers of their own.
+    """
+    meaning = book()
+    colours, kinds = list(meaning.colours), ["flat", *meaning.coverages]
+    out = np.empty((CODEBOOK, 3), np.int64)
+    out[:] = len(colours), len(colours), len(kinds)
+    for (front, behind, patch), code in meaning.index.items():
+        out[code] = colours.index(front), colours.index(behind), kinds.index(patch)
+    return out, (len(colours) + 1, len(colours) + 1, len(kinds) + 1)
 
 
 def colour_scale() -> tuple[NDArray[np.float64], float]:
     """Middle (3) and spread of all flat colours: a colour c stands in a code vector as (c - middle) / spread."""
-    flat = np.array([*COLOURS.values(), *BACKGROUNDS.values()], np.float64)
+    flat = np.array(list(FLATS.values()), np.float64)
     return flat.mean(0), float(flat.std())
 
 
@@ -121,20 +179,15 @@ def code_vectors() -> NDArray[np.float32]:
 
     Each number has about unit variance. A flat patch has both colours equal and edge zero.
     """
-    front = np.array(list(COLOURS.values()), np.float64)
-    behind = np.array(list(BACKGROUNDS.values()), np.float64)
-    flat = np.concatenate([front, behind])
+    meaning = book()
     middle, spread = colour_scale()
-    edge = prototypes().astype(np.float64)
-    edge = edge - edge.mean(0)
-    left, _, _ = np.linalg.svd(edge, full_matrices=False)
-    edge = left[:, : VECTOR - 6] * np.sqrt(PROTOTYPES)
+    shapes = np.stack(list(meaning.coverages.values())).astype(np.float64)
+    left, _, _ = np.linalg.svd(shapes - shapes.mean(0), full_matrices=False)
+    edge = dict(zip(meaning.coverages, left[:, : VECTOR - 6] * np.sqrt(len(shapes)), strict=True))
     # Unused codes lie far outside, so that no latent is ever nearest to them.
     out = np.full((CODEBOOK, VECTOR), 10.0)
-    out[:FLAT] = np.concatenate([flat, flat, np.zeros((FLAT, VECTOR - 6))], axis=1)
-    shape = (len(front), len(behind), PROTOTYPES)
-    out[FLAT:USED, :3] = np.broadcast_to(front[:, None, None], (*shape, 3)).reshape(-1, 3)
-    out[FLAT:USED, 3:6] = np.broadcast_to(behind[None, :, None], (*shape, 3)).reshape(-1, 3)
-    out[FLAT:USED, 6:] = np.broadcast_to(edge, (*shape, VECTOR - 6)).reshape(-1, VECTOR - 6)
-    out[:USED, :6] = (out[:USED, :6] - np.tile(middle, 2)) / spread
+    for (front, behind, patch), code in meaning.index.items():
+        ends = np.array([*meaning.colours[front], *meaning.colours[behind]], np.float64)
+        out[code, :6] = (ends - np.tile(middle, 2)) / spread
+        out[code, 6:] = edge.get(patch, 0)
     return out.astype(np.float32)

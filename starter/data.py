@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from starter.bpe import Tokenizer, caption_merges
-from starter.captions import caption, chinese_words, english_words
-from starter.codes import GRID, scene_codes
-from starter.model import MASK, TEXT_LENGTH
-from starter.scenes import Pair, Scene, random_scene
+from pochade.starter.bpe import Tokenizer, caption_merges
+from pochade.starter.captions import caption
+from pochade.starter.codes import scene_codes
+from pochade.starter.draw import random_scene
+from pochade.starter.model import MASK, TEXT_LENGTH
+from pochade.starter.scenes import Scene
+from pochade.starter.shapes import GRID
+from pochade.starter.words import chinese_words, english_words
 
 CELLS = GRID * GRID
 STEPS = 64
@@ -44,7 +46,7 @@ class Batch:
 
 
 def mask_counts(
-    n: int, rng: np.random.Generator, full_share: float = 0.3
+    n: int, rng: np.random.Generator, full_share: float = 0.4
 ) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     """Masked cells per picture, int (n): a share nearly full, the rest on the cosine schedule."""
     ratio = np.cos(rng.random(n) * np.pi / 2)
@@ -66,9 +68,6 @@ class Batches:
     empty_share: float = 0.1
     """Share of pictures with an empty caption, for guidance."""
     chinese_share: float = 0.3
-    weights: tuple[float, float, float] = (0.6, 0.25, 0.15)
-    """Shares of singles, relations and counts."""
-    held_out: Collection[Pair] = ()
 
     def text(self, scene: Scene) -> str:
         """A random caption of the scene, sometimes empty."""
@@ -79,7 +78,7 @@ class Batches:
     def next(self) -> Batch:
         """The next batch."""
         rng, n = self.rng, self.size
-        scenes = [random_scene(rng, self.weights, self.held_out) for _ in range(n)]
+        scenes = [random_scene(rng) for _ in range(n)]
         codes = np.stack([scene_codes(scene) for scene in scenes]).reshape(n, CELLS)
         counts = mask_counts(n, rng)
         order = rng.random((n, CELLS)).argsort(1)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import register_parametrization, remove_parametrizations
 
 from pochade.export.modules.clip_text import ClipTextConfig, ClipTextEncoder
 from pochade.export.modules.masked_transformer import MaskedTransformer, Modulation, TransformerConfig
-from starter.codes import CODEBOOK
-from starter.scenes import SIDE
+from pochade.starter.codes import CODEBOOK, factors
+from pochade.starter.shapes import SIDE
 
 VOCAB = CODEBOOK + 64
 """Rows of the token table. The released models keep the same ratio: 8256 for 8192 codes."""
@@ -18,7 +20,7 @@ VOCAB = CODEBOOK + 64
 MASK = VOCAB - 1
 """Token id of a masked cell."""
 
-TEXT_LENGTH = 32
+TEXT_LENGTH = 28
 """Tokens of a padded prompt."""
 
 MICRO_CONDS = (SIDE, SIDE, 0, 0, 6)
@@ -73,15 +75,46 @@ def text_config(vocab: int, dim: int = 256, layers: int = 2) -> dict[str, Any]:
     }
 
 
+class SharedRows(nn.Module):
+    """Adds to each code's row of a table what it shares with others: its colours and its patch.
+
+    What is learned of an edge in one colour so holds in all, also in pairs of colour and shape that
+    training never shows. A sum of tables, so it folds into the one table of the published layout.
+    """
+
+    def __init__(self, dim: int, std: float) -> None:
+        super().__init__()
+        numbers, sizes = factors()
+        self.register_buffer("numbers", torch.from_numpy(numbers), persistent=False)
+        self.tables = nn.ParameterList(nn.Parameter(torch.randn(size, dim) * std) for size in sizes)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The table with the shared parts added; rows after the codes stay as they are."""
+        shared = sum(table[numbers] for table, numbers in zip(self.tables, self.numbers.T, strict=True))
+        rows = nn.functional.pad(shared, (0, 0, 0, len(weight) - len(shared)))
+        return weight + rows.view_as(weight)
+
+
 class Painter(nn.Module):
     """Text encoder and transformer, trained together."""
 
     def __init__(self, vocab: int, dim: int = 256, layers: int = 2, single_layers: int = 3) -> None:
         super().__init__()
+        self.sizes = {"dim": dim, "layers": layers, "single_layers": single_layers}
         self.text = ClipTextEncoder(ClipTextConfig.from_dict(text_config(vocab, dim)))
         config = TransformerConfig.from_dict(transformer_config(dim, layers, single_layers))
         self.transformer = MaskedTransformer(config)
         _initialise(self)
+        # The two tables with a row for every code.
+        register_parametrization(self.transformer.embed.embeddings, "weight", SharedRows(dim, 0.4))
+        register_parametrization(self.transformer.mlm_layer.conv2, "weight", SharedRows(dim, 0.02))
+
+    def published(self) -> dict[str, Tensor]:
+        """The weights under the names of the published layout, with the shared rows folded in."""
+        folded = copy.deepcopy(self)
+        for module in (folded.transformer.embed.embeddings, folded.transformer.mlm_layer.conv2):
+            remove_parametrizations(module, "weight")
+        return folded.state_dict()
 
     def cell_features(self, tokens: Tensor, ids: Tensor, steps: Tensor) -> Tensor:
         """What the last linear layer sees of every cell, (batch, cells, dim).
@@ -118,9 +151,23 @@ def _initialise(painter: Painter) -> None:
             # Chunks of three are shift, scale and gate; half-open gates let all blocks learn at once.
             bias = linear.bias.zero_().view(-1, 3, net.config.dim)
             bias[:, 2] = 0.5
-        net.embed.embeddings.weight.normal_(std=0.7)
+        net.embed.embeddings.weight.normal_(std=0.2)
         # CLIP's 0.02 would vanish in the residual stream and leave the picture unconditioned.
         painter.text.text_model.embeddings.token_embedding.weight.normal_(std=0.5)
         painter.text.text_model.embeddings.position_embedding.weight.normal_(std=0.2)
         # The released pipeline passes the step number, which says little: start from ignoring it.
         net.time_text_embed.timestep_embedder.linear_2.weight.zero_()
+
+
+def sizes_of(state: dict[str, Tensor]) -> dict[str, int]:
+    """The sizes that a Painter with this state was made with."""
+
+    def blocks(name: str) -> int:
+        prefix = f"transformer.{name}."
+        return 1 + max(int(key.removeprefix(prefix).split(".")[0]) for key in state if key.startswith(prefix))
+
+    return {
+        "dim": state["transformer.project_to_hidden.weight"].shape[0],
+        "layers": blocks("transformer_blocks"),
+        "single_layers": blocks("single_transformer_blocks"),
+    }

@@ -1,57 +1,83 @@
-"""Scenes of flat coloured shapes: what can be drawn, random scenes, and their exact pictures.
+"""Scenes: what a picture shows, the parts it is drawn from, and its exact pixels.
 
-A scene is built so that its caption nearly determines the picture: objects sit on a 16-pixel
-lattice, whatever the caption leaves out has a fixed default, and nothing overlaps.
+A scene is built so that its caption determines the picture: whatever the caption leaves out has
+a fixed default. Only the flowers of a meadow and the stars of a night sky lie where they like.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-SIDE = 128
-"""Width and height of a picture in pixels."""
+from pochade.starter.shapes import (
+    CELL,
+    DECORATIONS,
+    FLATS,
+    GRID,
+    SIDE,
+    SIZES,
+    Mask,
+    Rgb,
+    coverage,
+    face_ink,
+    marks,
+    roof,
+)
 
-CELL = 8
-"""Width of one token cell in pixels."""
+KINDS = ("single", "relation", "count", "three", "face", "house")
 
-LATTICE = 16
-"""Spacing of object centres in pixels: two cells, so a shape always meets the transformer's
-2x2 down-sampler in the same phase and has to be learned once instead of four times."""
+SETTINGS = {"night sky": "dark blue", "meadow": "light green"}
+"""Settings of objects with scattered decorations, and their background."""
 
-SHAPES = ("circle", "square", "triangle", "star", "heart", "moon", "ring", "cross")
+GROUNDS = {"grass": "light green", "snow": "white", "sand": "beige"}
+"""Grounds that a house can stand on, and their background."""
 
-COLOURS: dict[str, tuple[int, int, int]] = {
-    "red": (220, 38, 38),
-    "green": (34, 160, 66),
-    "blue": (37, 80, 230),
-    "yellow": (250, 208, 30),
-    "orange": (246, 126, 20),
-    "purple": (132, 44, 176),
-    "black": (20, 20, 20),
-    "pink": (250, 130, 190),
-}
+SKIES = {"day": "light blue", "night": "dark blue"}
 
-BACKGROUNDS: dict[str, tuple[int, int, int]] = {
-    "white": (255, 255, 255),
-    "gray": (176, 178, 184),
-    "light blue": (170, 214, 246),
-    "light green": (184, 236, 190),
-    "beige": (240, 222, 186),
-    "brown": (116, 80, 54),
-}
+MOODS = ("happy", "sad", "surprised", "winking")
 
-SIZES: dict[str, int] = {"large": 40, "small": 24}
-"""Half the width of an object's box in pixels; whole cells, so patches repeat exactly."""
+GROUND_ROW = 13
+"""First row of cells of the ground around a house."""
 
-KINDS = ("single", "relation", "count")
 
-Pair = tuple[str, str]
-"""A colour and a shape."""
+@dataclass(frozen=True)
+class Fill:
+    """Whole cells of one colour of FLATS."""
+
+    colour: str
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A mask of whole cells in one colour on a background."""
+
+    colour: str
+    behind: str
+    top: int
+    left: int
+    mask: Mask
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A small drawing in one cell, of some ink on a colour of FLATS."""
+
+    name: str
+    ink: Rgb
+    behind: str
+    row: int
+    column: int
+
+
+Part = Fill | Figure | Mark
+"""Parts are drawn one after the other; places and sizes are in cells from the top left."""
 
 
 @dataclass(frozen=True)
@@ -66,116 +92,108 @@ class Thing:
 
 
 @dataclass(frozen=True)
+class Face:
+    """A large round face."""
+
+    colour: str
+    mood: str
+
+
+@dataclass(frozen=True)
+class House:
+    """A house in a landscape."""
+
+    wall: str
+    roof: str
+    time: str
+    """One of SKIES."""
+    ground: str
+    """One of GROUNDS."""
+    tree: bool
+
+
+@dataclass(frozen=True)
 class Scene:
-    """A background and one to three objects."""
+    """A background and objects, or a face, or a house."""
 
     kind: str
-    """One of KINDS. Relations have two different objects, counts two or three equal ones."""
-    things: tuple[Thing, ...]
-    """For a relation, the left or upper object first."""
+    """One of KINDS. Relations have two different objects, counts two or three equal ones,
+    threes three different ones."""
+    things: tuple[Thing, ...] = ()
+    """For a relation, the left or upper object first; for threes the upper, the left, the right."""
     background: str = "white"
     axis: str = ""
     """For a relation, "x" (left to right) or "y" (top to bottom)."""
+    setting: str = ""
+    """One of SETTINGS, or empty for a plain background."""
+    face: Face | None = None
+    house: House | None = None
+    decorations: tuple[tuple[str, int, int], ...] = ()
+    """Name in DECORATIONS, row and column."""
+
+    def undecorated(self) -> Scene:
+        """The same without what lies scattered."""
+        return replace(self, decorations=())
 
 
-def _inside(shape: str, r: float, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which points (pixels from the centre, y down) lie inside a shape of half-width r."""
-    radius = np.hypot(x, y)
-    match shape:
-        case "circle":
-            return radius <= r - 1
-        case "ring":
-            return (radius <= r - 1) & (radius >= 0.55 * r)
-        case "moon":
-            return (radius <= r - 1) & (np.hypot(x - 0.48 * r, y) >= 0.8 * r)
-        case "square":
-            # Whole cells: 8 of 10 for large, 4 of 6 for small.
-            return np.maximum(abs(x), abs(y)) <= r - CELL
-        case "cross":
-            arm = 2 * CELL if r > 3 * CELL else CELL
-            return (np.minimum(abs(x), abs(y)) <= arm) & (np.maximum(abs(x), abs(y)) <= r)
-        case "triangle":
-            # Slope 2, so a side needs only two kinds of patches.
-            return (2 * abs(x) <= y + r) & (y <= r)
-        case "heart":
-            u, v = x / (0.86 * r), -(y - 0.06 * r) / (0.86 * r)
-            return (u * u + v * v - 1) ** 3 - u * u * v**3 <= 0
-        case "star":
-            # A point is inside when it lies under the edge of its own tenth of the star.
-            turn = np.mod(np.arctan2(x, -y), 2 * np.pi / 5)
-            turn = np.minimum(turn, 2 * np.pi / 5 - turn)
-            inner, half = 0.48, np.pi / 5
-            # Line from the tip (1, angle 0) to the notch (inner, angle half), in tip coordinates.
-            px, py = radius * np.cos(turn) / r, radius * np.sin(turn) / r
-            nx, ny = inner * np.cos(half), inner * np.sin(half)
-            below: NDArray[np.bool_] = (px - 1) * ny - py * (nx - 1) <= 0
-            return below
-    raise ValueError(f"unknown shape {shape!r}; known: {', '.join(SHAPES)}")
+def _face(face: Face, behind: str) -> Iterator[Part]:
+    """A face in the middle of the picture."""
+    yield Figure(face.colour, behind, 3, 3, coverage("circle", "large"))
+    drawn = [("eye", 5, 5)]
+    drawn.append(("closed eye", 6, 9) if face.mood == "winking" else ("eye", 5, 10))
+    drawn.append({"sad": ("frown", 9, 5), "surprised": ("o", 9, 7)}.get(face.mood, ("smile", 9, 5)))
+    for feature, top, left in drawn:
+        for name in marks():
+            if name.startswith(feature + " "):
+                row, column = map(int, name.split()[-2:])
+                yield Mark(name, face_ink(face.colour), face.colour, top + row, left + column)
 
 
-@cache
-def coverage(shape: str, size: str) -> NDArray[np.float32]:
-    """Share of each pixel that the shape covers, float32 in 0..1, (2r, 2r) for half-width r."""
-    r, fine = SIZES[size], 8
-    axis = (np.arange(2 * r * fine) + 0.5) / fine - r
-    hit = _inside(shape, float(r), axis[None, :], axis[:, None])
-    mask: NDArray[np.float32] = hit.reshape(2 * r, fine, 2 * r, fine).mean(axis=(1, 3)).astype(np.float32)
-    mask.setflags(write=False)
-    return mask
+def _house(house: House) -> Iterator[Part]:
+    """A house on the left, sun or moon on the right, and perhaps a tree below it."""
+    sky = SKIES[house.time]
+    yield Fill(GROUNDS[house.ground], GROUND_ROW, 0, GRID - GROUND_ROW, GRID)
+    light = coverage("circle" if house.time == "day" else "moon", "small")
+    yield Figure("yellow", sky, 1, 9, light)
+    yield Figure(house.roof, sky, 4, 1, roof())
+    yield Fill(house.wall, 8, 2, 6, 6)
+    for column in (3, 6):
+        yield Fill("white" if house.time == "day" else "yellow", 9, column, 1, 1)
+    yield Fill("brown", 11, 4, 3, 2)
+    if house.tree:
+        yield Figure("green", sky, 7, 9, coverage("circle", "small"))
+        yield Fill("brown", 13, 11, 2, 2)
+
+
+def parts(scene: Scene) -> Iterator[Part]:
+    """What to draw, in order; the first part fills the picture."""
+    yield Fill(scene.background, 0, 0, GRID, GRID)
+    for thing in scene.things:
+        r = SIZES[thing.size]
+        place = ((thing.y - r) // CELL, (thing.x - r) // CELL)
+        yield Figure(thing.colour, scene.background, *place, coverage(thing.shape, thing.size))
+    if scene.face:
+        yield from _face(scene.face, scene.background)
+    if scene.house:
+        yield from _house(scene.house)
+    for name, row, column in scene.decorations:
+        behind = next(ground for ground, table in DECORATIONS.items() if name in table)
+        mark, ink = DECORATIONS[behind][name]
+        yield Mark(mark, ink, behind, row, column)
 
 
 def render(scene: Scene) -> NDArray[np.uint8]:
     """The exact picture of a scene, uint8 RGB (SIDE, SIDE, 3)."""
     picture = np.empty((SIDE, SIDE, 3), np.float32)
-    picture[:] = BACKGROUNDS[scene.background]
-    for thing in scene.things:
-        r = SIZES[thing.size]
-        mask = coverage(thing.shape, thing.size)[..., None]
-        box = picture[thing.y - r : thing.y + r, thing.x - r : thing.x + r]
-        box += mask * (np.array(COLOURS[thing.colour], np.float32) - box)
+    for part in parts(scene):
+        match part:
+            case Fill(colour, top, left, height, width):
+                picture[top * CELL : (top + height) * CELL, left * CELL : (left + width) * CELL] = FLATS[colour]
+            case Figure(colour, _, top, left, mask):
+                box = picture[top * CELL :, left * CELL :][: mask.shape[0], : mask.shape[1]]
+                box += mask[..., None] * (np.array(FLATS[colour], np.float32) - box)
+            case Mark(name, ink, behind, row, column):
+                box = picture[row * CELL : (row + 1) * CELL, column * CELL : (column + 1) * CELL]
+                below = np.array(FLATS[behind], np.float32)
+                box[...] = below + marks()[name][..., None] * (np.array(ink, np.float32) - below)
     return np.rint(picture).astype(np.uint8)
-
-
-def all_pairs(held_out: Collection[Pair] = ()) -> list[Pair]:
-    """Every (colour, shape) but the held-out ones."""
-    return [(c, s) for c in COLOURS for s in SHAPES if (c, s) not in held_out]
-
-
-def single(pair: Pair, rng: np.random.Generator, size: str = "large", background: str = "white") -> Scene:
-    """One object within one lattice step of the centre."""
-    x, y = (int(SIDE // 2 + LATTICE * rng.integers(-1, 2)) for _ in range(2))
-    return Scene("single", (Thing(*pair, size, x, y),), background)
-
-
-def relation(first: Pair, second: Pair, axis: str, rng: np.random.Generator, background: str = "white") -> Scene:
-    """Two small objects, the first to the left of (axis x) or above (axis y) the second."""
-    across = int(SIDE // 2 + LATTICE * rng.integers(-1, 2))
-    spots = [(32, across), (96, across)] if axis == "x" else [(across, 32), (across, 96)]
-    things = tuple(Thing(*pair, "small", *spot) for pair, spot in zip((first, second), spots, strict=True))
-    return Scene("relation", things, background, axis)
-
-
-def count(pair: Pair, number: int, background: str = "white") -> Scene:
-    """Two small equal objects side by side, or three in a triangle."""
-    spots = {2: [(32, 64), (96, 64)], 3: [(64, 32), (32, 96), (96, 96)]}[number]
-    return Scene("count", tuple(Thing(*pair, "small", *spot) for spot in spots), background)
-
-
-def random_scene(
-    rng: np.random.Generator,
-    weights: tuple[float, float, float] = (0.6, 0.25, 0.15),
-    held_out: Collection[Pair] = (),
-) -> Scene:
-    """A random scene; `weights` are the shares of KINDS, `held_out` pairs never appear."""
-    pairs = all_pairs(held_out)
-    background = "white" if rng.random() < 0.5 else list(BACKGROUNDS)[rng.integers(len(BACKGROUNDS))]
-    first = pairs[rng.integers(len(pairs))]
-    kind = KINDS[int(np.searchsorted(np.cumsum(weights), rng.random() * sum(weights), side="right"))]
-    if kind == "single":
-        return single(first, rng, "small" if rng.random() < 0.3 else "large", background)
-    if kind == "count":
-        return count(first, int(rng.integers(2, 4)), background)
-    second = first
-    while second == first:
-        second = pairs[rng.integers(len(pairs))]
-    return relation(first, second, "xy"[rng.integers(2)], rng, background)

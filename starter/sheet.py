@@ -1,4 +1,4 @@
-"""Paints the sheet of pictures that the README shows: `python -m starter.sheet docs/starter.png`."""
+"""Paints the sheet of pictures that the README shows: `python -m pochade.starter.sheet docs/starter.png`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 import pochade
-from starter.scenes import SIDE
+from pochade.starter.scenes import SIDE
 
 ROWS = (
     ("a red circle", "a large blue star", "一个绿色的月亮", "a small pink heart"),

@@ -1,4 +1,4 @@
-"""Train the starter: `python -m starter.train --out DIR --minutes N`."""
+"""Train the starter: `python -m pochade.starter.train --out DIR --minutes N`."""
 
 from __future__ import annotations
 
@@ -15,21 +15,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from starter.captions import caption
-from starter.checkpoint import write_checkpoint
-from starter.codec import CHANNELS, PARTS, new_codec, train_codec
-from starter.codes import GRID, scene_codes
-from starter.data import Batch, Batches, starter_tokenizer
-from starter.fast import use_fast_operations
-from starter.model import MASK, Painter
-from starter.scenes import random_scene
-from starter.schedule import Budget, rate_factor
+from pochade.starter.captions import caption
+from pochade.starter.checkpoint import CODEC, STATE, load_run, write_checkpoint
+from pochade.starter.codec import CHANNELS, PARTS, new_codec, train_codec
+from pochade.starter.codes import scene_codes
+from pochade.starter.data import Batch, Batches, starter_tokenizer
+from pochade.starter.draw import random_scene
+from pochade.starter.fast import use_fast_operations
+from pochade.starter.model import MASK, Painter
+from pochade.starter.schedule import Budget, rate_factor
+from pochade.starter.shapes import GRID
 
 log = logging.getLogger(__name__)
 
 EMA = 0.999
-STATE = "state.pt"
-CODEC = "codec.pt"
 
 
 Features = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -83,7 +82,7 @@ class CaptionTest:
     def build(cls, batches: Batches, n: int = 48) -> CaptionTest:
         """The test for the scenes of a fixed seed."""
         rng = np.random.default_rng(1)
-        scenes = [random_scene(rng, batches.weights) for _ in range(n)]
+        scenes = [random_scene(rng) for _ in range(n)]
         texts = [caption(scene, rng) for scene in scenes]
         kinds = {"true": texts, "empty": [""] * n, "wrong": texts[1:] + texts[:1]}
         ids = {kind: torch.from_numpy(batches.tokenizer(lines)) for kind, lines in kinds.items()}
@@ -221,8 +220,8 @@ def main(argv: list[str] | None = None) -> None:
             budget = Budget(samples=4 if args.toy else args.codec_samples)
             train_codec(codec, part, budget, batch=4 if args.toy else 8, compiled=args.compile)
         torch.save(codec.state_dict(), codec_file)
-    codec_state = torch.load(codec_file, weights_only=True)
-    write_checkpoint(args.out / "checkpoint", trainer.ema, codec_state, batches.tokenizer)
+    painter, tokenizer = load_run(args.out)
+    write_checkpoint(args.out / "checkpoint", painter, torch.load(codec_file, weights_only=True), tokenizer)
 
 
 if __name__ == "__main__":

@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+from PIL import Image
 
-from starter.bpe import Tokenizer
-from starter.captions import LANGUAGES, caption, plain_caption
-from starter.checker import check
-from starter.codes import USED, code_vectors, mosaic, scene_codes
-from starter.data import starter_tokenizer
-from starter.evaluate import CATEGORIES, Share, adherence, cases
-from starter.scenes import (
-    BACKGROUNDS,
-    SHAPES,
-    SIDE,
-    Scene,
-    Thing,
+from pochade.starter.bpe import Tokenizer
+from pochade.starter.captions import LANGUAGES, caption, plain_caption
+from pochade.starter.checker import check
+from pochade.starter.codes import USED, code_vectors, factors, scene_codes
+from pochade.starter.data import starter_tokenizer
+from pochade.starter.draw import (
+    HELD_OUT_PAIRS,
+    HELD_OUT_RELATIONS,
     all_pairs,
+    backdrop,
     count,
+    face,
+    house,
+    is_held_out,
     random_scene,
     relation,
-    render,
     single,
+    three,
 )
+from pochade.starter.evaluate import CATEGORIES, Share, cases, judge, share_of
+from pochade.starter.scenes import KINDS, MOODS, Scene, Thing, render
+from pochade.starter.shapes import BACKGROUNDS, CELL, COLOURS, DECORATIONS, SHAPES, SIDE
 
 
 def scenes(n: int, seed: int = 0) -> list[Scene]:
     rng = np.random.default_rng(seed)
-    return [random_scene(rng) for _ in range(n)]
+    return [random_scene(rng, held_out=True) for _ in range(n)]
 
 
 @pytest.fixture(scope="module")
@@ -69,13 +75,12 @@ def test_a_spoilt_picture_fails_with_its_reason(spoil, reason: str) -> None:  # 
 
 
 def test_relations_have_a_direction() -> None:
-    rng = np.random.default_rng(0)
     first, second = ("red", "circle"), ("blue", "star")
     for axis in "xy":
-        picture = render(relation(first, second, axis, rng))
-        assert check(picture, relation(first, second, axis, rng)).passed
-        assert not check(picture, relation(second, first, axis, rng)).passed
-        assert not check(picture, relation(first, second, "yx"["xy".index(axis)], rng)).passed
+        picture = render(relation(first, second, axis))
+        assert check(picture, relation(first, second, axis)).passed
+        assert not check(picture, relation(second, first, axis)).passed
+        assert not check(picture, relation(first, second, "yx"["xy".index(axis)])).passed
 
 
 def test_counts_differ() -> None:
@@ -84,48 +89,122 @@ def test_counts_differ() -> None:
     assert not check(render(count(pair, 2)), count(pair, 3)).passed
 
 
-def test_held_out_pairs_never_appear() -> None:
-    held_out = set(all_pairs()[::3])
+def test_places_differ() -> None:
+    here, there = (single(("red", "circle"), "small", place) for place in ((-1, 0), (-1, 1)))
+    assert check(render(here), here).passed
+    assert not check(render(here), there).passed
+
+
+def test_faces_have_moods_and_colours() -> None:
+    drawn = [face(colour, mood) for colour in COLOURS for mood in MOODS]
+    for scene in drawn:
+        passed = [other for other in drawn if check(render(scene), other).passed]
+        assert passed == [scene]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"wall": "pink"}, {"roof": "pink"}, {"time": "night"}, {"ground": "snow"}, {"tree": True}],
+    ids=lambda change: next(iter(change)),
+)
+def test_every_part_of_a_house_is_judged(change: dict[str, str]) -> None:
     rng = np.random.default_rng(0)
-    drawn = [random_scene(rng, held_out=held_out) for _ in range(200)]
-    assert not held_out & {(t.colour, t.shape) for scene in drawn for t in scene.things}
+    usual = {"wall": "yellow", "roof": "red"}
+    scene, other = house(rng, **usual), house(rng, **(usual | change))  # type: ignore[arg-type]
+    assert check(render(scene), scene).passed
+    assert check(render(other), other).passed
+    assert not check(render(other), scene).passed
+
+
+def test_flowers_and_stars_lie_anywhere_but_on_objects() -> None:
+    scene = single(("red", "heart"))
+    one, two = (backdrop(scene, "meadow", np.random.default_rng(seed)) for seed in (0, 1))
+    assert one.decorations
+    assert not np.array_equal(render(one), render(two))
+    assert check(render(one), two).passed
+    heart = (render(scene) != BACKGROUNDS["white"]).any(-1)
+    assert np.array_equal(render(one)[heart], render(two)[heart])
+
+
+def test_a_flower_elsewhere_is_wrong() -> None:
+    scene = single(("red", "heart"))
+    picture = render(scene)
+    flower = backdrop(scene, "meadow", np.random.default_rng(0))
+    _, row, column = flower.decorations[0]
+    place = (slice(row * CELL, (row + 1) * CELL), slice(column * CELL, (column + 1) * CELL))
+    picture[place] = render(flower)[place]
+    assert not check(picture, scene).passed
+
+
+def test_training_never_sees_what_is_held_out() -> None:
+    rng = np.random.default_rng(0)
+    drawn = [random_scene(rng) for _ in range(2000)]
+    assert {scene.kind for scene in drawn} == set(KINDS)
+    assert not HELD_OUT_PAIRS & {(t.colour, t.shape) for scene in drawn for t in scene.things}
+    relations = {(s.things[0].shape, s.axis, s.things[1].shape) for s in drawn if s.kind == "relation"}
+    assert not HELD_OUT_RELATIONS & relations
+    assert any(is_held_out(scene) for scene in scenes(200))
+
+
+def test_every_code_but_the_unused_is_made_of_named_parts() -> None:
+    numbers, sizes = factors()
+    used = numbers[:USED]
+    assert len(np.unique(used, axis=0)) == USED
+    assert (numbers < sizes).all()
+    assert (numbers[USED:] == np.array(sizes) - 1).all()
 
 
 def test_codes_are_patch_local_and_repeat() -> None:
-    rng = np.random.default_rng(0)
-    scene = single(("red", "heart"), rng)
-    thing = scene.things[0]
-    moved = Scene("single", (Thing(thing.colour, thing.shape, thing.size, 64, 64),))
-    here, there = scene_codes(scene), scene_codes(moved)
-    shift = ((64 - thing.y) // 8, (64 - thing.x) // 8)
-    assert np.array_equal(np.roll(here, shift, (0, 1)), there)
+    here, there = (scene_codes(single(("red", "heart"), "large", place)) for place in ((-1, 1), (0, 0)))
+    assert np.array_equal(np.roll(here, (-2, 2), (0, 1)), there)
     assert here.max() < USED
 
 
-def test_codes_hold_enough_of_the_picture() -> None:
-    assert all(check(mosaic(scene_codes(scene)), scene).passed for scene in scenes(40, seed=1))
+def test_equal_cells_have_equal_codes_and_decorations_their_own() -> None:
+    scene = backdrop(single(("red", "heart")), "night sky", np.random.default_rng(0))
+    codes, picture = scene_codes(scene), render(scene)
+    by_code: dict[int, bytes] = {}
+    for _, row, column in scene.decorations:
+        cell = picture[row * CELL : (row + 1) * CELL, column * CELL : (column + 1) * CELL].tobytes()
+        assert by_code.setdefault(int(codes[row, column]), cell) == cell
+    assert len(by_code) == len(DECORATIONS["dark blue"])
 
 
 def test_code_vectors_are_far_apart() -> None:
     book = code_vectors()[:USED].astype(np.float64)
     squares = (book**2).sum(1)
     distance = squares[:, None] + squares - 2 * book @ book.T + 1e9 * np.eye(USED)
-    assert distance.min() > 0.2
+    assert distance.min() > 0.4
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_captions_name_one_scene_only(language: str) -> None:
     rng = np.random.default_rng(0)
-    seen: dict[str, tuple[object, ...]] = {}
-    for scene in scenes(3000):
-        what = (scene.kind, scene.background, scene.axis, *((t.colour, t.shape, t.size) for t in scene.things))
-        assert seen.setdefault(caption(scene, rng, language), what) == what
+    seen: dict[str, Scene] = {}
+    for i, scene in enumerate(scenes(4000)):
+        text = caption(scene, rng, language, held_out=bool(i % 2))
+        assert seen.setdefault(text, scene.undecorated()) == scene.undecorated()
 
 
 def test_plain_captions() -> None:
-    thing = Thing("orange", "star", "large", 64, 64)
-    assert plain_caption(Scene("single", (thing,))) == "an orange star"
-    assert plain_caption(Scene("single", (thing,)), "zh") == "一个橙色的星星"
+    star = single(("orange", "star"))
+    assert plain_caption(star) == "an orange star"
+    assert plain_caption(star, "zh") == "一个橙色星星"
+    corner = single(("red", "ring"), "small", (1, -1))
+    assert plain_caption(corner) == "a small red ring at the top right"
+    pairs = (("red", "star"), ("blue", "circle"), ("green", "heart"))
+    assert plain_caption(three(pairs)) == "a red star, a blue circle and a green heart"
+    assert plain_caption(face("yellow", "sad")) == "a sad face"
+    winter = house(np.random.default_rng(0), "red", "blue", "night", "snow", tree=True)
+    assert plain_caption(winter) == "a red house with a blue roof and a tree in the snow at night"
+
+
+def test_held_out_templates_are_new() -> None:
+    rng = np.random.default_rng(0)
+    scene = single(("orange", "star"))
+    trained = {caption(scene, rng) for _ in range(500)}
+    new = {caption(scene, rng, held_out=True) for _ in range(500)}
+    assert not trained & new
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -145,7 +224,7 @@ def test_every_caption_word_is_one_token(tokenizer: Tokenizer, language: str) ->
 
 
 def _byte_names() -> list[str]:
-    from starter.bpe import byte_characters
+    from pochade.starter.bpe import byte_characters
 
     return byte_characters()
 
@@ -182,15 +261,38 @@ def test_wilson_interval() -> None:
     assert (round(low, 3), round(high, 3)) == (0.490, 0.943)
 
 
+class PerfectPainter:
+    """Paints the scene that belongs to a prompt."""
+
+    def __init__(self, chosen: list[tuple[Scene, str]]) -> None:
+        self.scenes = {prompt: scene for scene, prompt in chosen}
+
+    def __call__(self, prompt: str, seed: int) -> SimpleNamespace:
+        return SimpleNamespace(images=[Image.fromarray(render(self.scenes[prompt]))])
+
+
 @pytest.mark.parametrize("category", CATEGORIES)
 def test_a_perfect_painter_scores_all(category: str) -> None:
-    chosen = cases(category, 12, np.random.default_rng(3))
-    by_prompt = {prompt: render(scene) for scene, prompt in chosen}
-    share, reasons = adherence(lambda prompts, _: [by_prompt[p] for p in prompts], category, 12, seed=3)
-    assert (share.right, reasons) == (12, {})
+    chosen = cases(category, 12, 3)
+    share = share_of(judge(PerfectPainter(chosen), chosen))  # type: ignore[arg-type]
+    assert (share.right, share.n) == (12, 12)
+    assert cases(category, 5, 3) == chosen[:5]
+
+
+def test_both_languages_are_asked_for_the_same_scenes() -> None:
+    english, chinese = (cases(language, 20) for language in ("english", "chinese"))
+    assert [scene for scene, _ in english] == [scene for scene, _ in chinese]
+
+
+def test_held_out_categories_hold_what_training_never_sees() -> None:
+    for category in ("held-out pair", "held-out relation"):
+        assert all(is_held_out(scene) for scene, _ in cases(category, 16))
+    for category in ("single", "binding", "relation", "count", "three", "house", "english"):
+        assert not any(is_held_out(scene) for scene, _ in cases(category, 40))
 
 
 def test_pictures_have_the_stated_size() -> None:
-    picture = render(single(("blue", "ring"), np.random.default_rng(0), background="brown"))
+    picture = render(backdrop(single(("blue", "ring")), "beige", np.random.default_rng(0)))
     assert picture.shape == (SIDE, SIDE, 3)
-    assert tuple(picture[0, 0]) == BACKGROUNDS["brown"]
+    assert tuple(picture[0, 0]) == BACKGROUNDS["beige"]
+    assert len(all_pairs()) == len(COLOURS) * len(SHAPES)
