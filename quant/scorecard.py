@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pochade.bundle import Bundle
-from pochade.runtime.families import FAMILIES
-from pochade.runtime.pipeline import Pipeline, Result
-from pochade.runtime.providers import choose
+from pochade.quant.fidelity import Progress, open_pipeline, psnr, record, replay
 
 PROMPT = "a photo of a small red house near the lake"
 SEED = 7
@@ -22,19 +15,13 @@ MAX_STEPS = 4
 """Enough to see grids from all masked to nearly done, few enough for a full-size float model on a small machine."""
 MAX_SIDE = 512
 """Pixels. At 1024 the float codec alone takes more memory than quantization may (twice the largest component)."""
-MAX_CALLS = 4
-"""Recorded calls per component, spread over the run."""
-
-Array = NDArray[Any]
-Progress = Callable[[str, int, int], None]
 
 
-@dataclass(frozen=True)
-class Call:
-    """Inputs and outputs of one component run."""
-
-    inputs: Mapping[str, Array]
-    outputs: Mapping[str, Array]
+def small_settings(bundle: Bundle) -> dict[str, int]:
+    """Size and steps of a measurement: the bundle's own, within the limits above."""
+    defaults = bundle.manifest.defaults
+    sides = {side: min(MAX_SIDE, int(defaults[side])) for side in ("width", "height")}
+    return sides | {"num_inference_steps": min(MAX_STEPS, int(defaults["num_inference_steps"]))}
 
 
 @dataclass(frozen=True)
@@ -44,7 +31,8 @@ class Scorecard:
     components: Mapping[str, Mapping[str, float]]
     """Per component: `snr_db` over its float outputs, `agreement` over its integer outputs."""
     pipeline: Mapping[str, float]
-    """`token_agreement` and `psnr_db` of pictures painted with the same noise."""
+    """`psnr_db` of pictures and `token_agreement` of final grids painted with the same noise, and
+    `forced_agreement` of the draws when every step starts from the reference's grid."""
     settings: Mapping[str, Any]
 
     @classmethod
@@ -57,87 +45,28 @@ class Scorecard:
             progress: called with what is being measured.
         """
         progress("measuring the float bundle", 0, 0)
-        pipe = _pipeline(reference)
-        recorder = Recorder()
-        pipe.observer = recorder
-        defaults = reference.manifest.defaults
-        small: dict[str, Any] = {key: min(MAX_SIDE, int(defaults[key])) for key in ("width", "height")}
-        small["num_inference_steps"] = min(MAX_STEPS, int(defaults["num_inference_steps"]))
-        expected = pipe(PROMPT, seed=SEED, **small)
-        calls = dict(recorder.calls)
-        if "vq_encoder" in reference.manifest.components:
-            calls["vq_encoder"] = [_encode(pipe, expected)]
-        pipe = _pipeline(quantized)
-        components = {}
-        for i, (name, recorded) in enumerate(calls.items()):
-            progress(f"measuring {name}", i, len(calls))
-            components[name] = _fidelity(pipe, name, recorded)
+        small = small_settings(reference)
+        calls, expected = record(open_pipeline(reference), PROMPT, SEED, **small)
+        pipe = open_pipeline(quantized)
+        replayed = replay(pipe, calls, progress)
         progress("measuring the whole pipeline", 0, 0)
         found = pipe(PROMPT, seed=SEED, **small)
+        pipeline = {"psnr_db": round(psnr(expected.images[0], found.images[0]), 2)}
+        if expected.tokens:
+            pipeline["token_agreement"] = round(float((expected.tokens[0] == found.tokens[0]).mean()), 4)
+        if replayed.forced.counted:
+            pipeline["forced_agreement"] = round(replayed.forced.agreement, 4)
         settings = {key: expected.settings[key] for key in ("prompt", "seed", "num_inference_steps", "width", "height")}
-        return cls(components, _agreement(expected, found), settings | {"reference": reference.manifest.name})
+        return cls(
+            {name: difference.to_json() for name, difference in replayed.components.items()},
+            pipeline,
+            settings | {"reference": reference.manifest.name},
+        )
 
     def to_manifest(self) -> dict[str, Any]:
-        """For `bundle.json`; rounded to what the measurement is good for."""
+        """For `bundle.json`."""
         return {
-            "components": {name: _rounded(values) for name, values in self.components.items()},
-            "pipeline": _rounded(self.pipeline),
+            "components": {name: dict(values) for name, values in self.components.items()},
+            "pipeline": dict(self.pipeline),
             "settings": dict(self.settings),
         }
-
-
-class Recorder:
-    """Observer that keeps some calls of every component, the first and then ever sparser ones."""
-
-    def __init__(self) -> None:
-        self.calls: dict[str, list[Call]] = defaultdict(list)
-        self._seen: dict[str, int] = defaultdict(int)
-
-    def __call__(self, name: str, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
-        """Keep the call when its number is a power of two less one: 0, 1, 3, 7 ..."""
-        seen, kept = self._seen[name], self.calls[name]
-        if seen & (seen + 1) == 0 and len(kept) < MAX_CALLS:
-            kept.append(Call({k: v.copy() for k, v in inputs.items()}, {k: v.copy() for k, v in outputs.items()}))
-        self._seen[name] += 1
-
-
-def _pipeline(bundle: Bundle) -> Pipeline:
-    return FAMILIES[bundle.manifest.family](bundle, choose("cpu"))
-
-
-def _encode(pipe: Pipeline, painted: Result) -> Call:
-    image = np.asarray(painted.images[0], np.float32).transpose(2, 0, 1)[None] / 255
-    return Call({"image": image}, pipe.run_component("vq_encoder", {"image": image}))
-
-
-def _fidelity(pipe: Pipeline, name: str, calls: list[Call]) -> dict[str, float]:
-    signal = noise = 0.0
-    equal = counted = 0
-    for call in calls:
-        found = pipe.run_component(name, call.inputs)
-        for output, expected in call.outputs.items():
-            if np.issubdtype(expected.dtype, np.floating):
-                signal += float(np.square(expected, dtype=np.float64).sum())
-                noise += float(np.square(expected - found[output], dtype=np.float64).sum())
-            else:
-                equal += int((expected == found[output]).sum())
-                counted += expected.size
-    values = {"snr_db": decibel(signal, noise)} if signal else {}
-    return values | ({"agreement": equal / counted} if counted else {})
-
-
-def _agreement(expected: Result, found: Result) -> dict[str, float]:
-    pixels = [np.asarray(result.images[0], np.float64) for result in (expected, found)]
-    values = {"psnr_db": decibel(255.0**2, float(np.square(pixels[0] - pixels[1]).mean()))}
-    if expected.tokens:
-        values["token_agreement"] = float((expected.tokens[0] == found.tokens[0]).mean())
-    return values
-
-
-def decibel(signal: float, noise: float) -> float:
-    """Ratio of two powers in dB; 200 stands for no difference at all, since JSON has no infinity."""
-    return min(200.0, 10 * math.log10(signal / noise)) if noise else 200.0
-
-
-def _rounded(values: Mapping[str, float]) -> dict[str, float]:
-    return {key: round(value, 4 if key.endswith("agreement") else 2) for key, value in values.items()}

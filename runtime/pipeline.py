@@ -84,11 +84,21 @@ class Pipeline(ABC):
         Raises:
             UsageError: no such component, inputs that do not fit it, or the pipeline is closed.
         """
+        return self.run_calls(name, [inputs])[0]
+
+    def run_calls(self, name: str, calls: Sequence[Mapping[str, NDArray[Any]]]) -> list[dict[str, NDArray[Any]]]:
+        """Run one component on several inputs; it is opened once, and not at all for none.
+
+        Raises:
+            UsageError: as `run_component`.
+        """
         if name not in self.bundle.manifest.components:
             raise UsageError(f"there is no component {name!r}; there are {', '.join(self.bundle.manifest.components)}")
+        if not calls:
+            return []
         self._begin()
         with self._open(name) as session:
-            return session.run_numpy(inputs)
+            return [session.run_numpy(inputs) for inputs in calls]
 
     @abstractmethod
     def __call__(

@@ -15,11 +15,11 @@ import sys
 from collections.abc import Sequence
 
 from pochade import __version__
-from pochade.cli import doctor, export, generate, info, models, quantize, verify
+from pochade.cli import bench, doctor, export, generate, info, models, quantize, verify
 from pochade.cli.text import printable
 from pochade.errors import PochadeError
 
-VERBS = (generate, export, quantize, info, verify, doctor, models)
+VERBS = (generate, export, quantize, bench, info, verify, doctor, models)
 
 
 def build_parser() -> argparse.ArgumentParser:

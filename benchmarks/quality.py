@@ -1,0 +1,273 @@
+"""What one bundle loses against another of the same source: numbers, tokens, pictures, and right pictures."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pochade.bundle import Bundle
+from pochade.errors import UsageError
+from pochade.quant.fidelity import Difference, open_pipeline, psnr, record, replay
+from pochade.quant.scorecard import MAX_SIDE, small_settings
+from pochade.runtime.pipeline import Pipeline
+
+Progress = Callable[[str, int, int], None]
+
+PROMPTS = (
+    "a photo of a small red house near the lake",
+    "a portrait of an old man with a white beard, oil on canvas",
+    "two cats on a green sofa",
+    "一只在雪山前的狐狸",
+)
+"""For models that have no prompts of their own."""
+
+LEVEL = 0.05
+"""Significance level below which a difference is no longer called noise."""
+
+
+@dataclass(frozen=True)
+class PairedShares:
+    """Right pictures of two bundles on the same prompts and seeds."""
+
+    n: int
+    reference: int
+    """Right by the reference."""
+    other: int
+    only_reference: int
+    """Right by the reference and wrong by the other."""
+    only_other: int
+
+    @classmethod
+    def of(cls, reference: Sequence[bool], other: Sequence[bool]) -> PairedShares:
+        """Count; both in the same order."""
+        pairs = list(zip(reference, other, strict=True))
+        return cls(
+            len(pairs),
+            sum(reference),
+            sum(other),
+            sum(a and not b for a, b in pairs),
+            sum(b and not a for a, b in pairs),
+        )
+
+    @property
+    def difference(self) -> float:
+        """Other minus reference, in percentage points."""
+        return 100 * (self.other - self.reference) / max(1, self.n)
+
+    @property
+    def p_value(self) -> float:
+        """Exact two-sided McNemar test (McNemar 1947): how likely such a split is if neither is better."""
+        from scipy.stats import binomtest
+
+        discordant = self.only_reference + self.only_other
+        return float(binomtest(self.only_other, discordant).pvalue) if discordant else 1.0
+
+    @property
+    def verdict(self) -> str:
+        """`noise`, `worse` or `better`."""
+        if self.p_value >= LEVEL:
+            return "noise"
+        return "better" if self.other > self.reference else "worse"
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything counted, and what follows from it."""
+        return {
+            "n": self.n,
+            "reference": self.reference,
+            "other": self.other,
+            "only_reference": self.only_reference,
+            "only_other": self.only_other,
+            "difference_points": round(self.difference, 2),
+            "p_value": round(self.p_value, 4),
+            "verdict": self.verdict,
+        }
+
+
+@dataclass(frozen=True)
+class PictureDistance:
+    """How far pictures painted with the same noise are apart, and how far other noise takes them."""
+
+    psnr_db: float
+    ssim: float
+    other_seed_psnr_db: float
+    """The reference against itself with the next seed: a distance that only says the pictures are different ones."""
+    other_seed_ssim: float
+
+    def to_json(self) -> dict[str, float]:
+        """Rounded medians."""
+        return {
+            "psnr_db": round(self.psnr_db, 2),
+            "ssim": round(self.ssim, 4),
+            "other_seed_psnr_db": round(self.other_seed_psnr_db, 2),
+            "other_seed_ssim": round(self.other_seed_ssim, 4),
+        }
+
+
+@dataclass(frozen=True)
+class Quality:
+    """The whole comparison."""
+
+    reference: Bundle
+    other: Bundle
+    settings: Mapping[str, Any]
+    components: Mapping[str, Difference]
+    forced: Difference
+    """Draws of every step, each step starting from the reference's grid."""
+    token_agreement: float | None
+    """Equal cells of the final grids, every step starting from the bundle's own."""
+    pictures: PictureDistance
+    adherence: Mapping[str, PairedShares]
+    """By category, for bundles whose pictures a checker can judge; and "all"."""
+
+    def to_json(self) -> dict[str, Any]:
+        """For files."""
+        return {
+            "reference": {"name": self.reference.manifest.name, "bytes": self.reference.size},
+            "other": {"name": self.other.manifest.name, "bytes": self.other.size},
+            "settings": dict(self.settings),
+            "components": {name: difference.to_json() for name, difference in self.components.items()},
+            "tokens": {
+                "forced_agreement": round(self.forced.agreement, 4) if self.forced.counted else None,
+                "final_agreement": None if self.token_agreement is None else round(self.token_agreement, 4),
+            },
+            "pictures": self.pictures.to_json(),
+            "adherence": {category: shares.to_json() for category, shares in self.adherence.items()},
+        }
+
+
+def compare(
+    reference: Bundle,
+    other: Bundle,
+    *,
+    pictures: int = 4,
+    adherence: int = 0,
+    prompts: Sequence[str] = (),
+    seed: int = 0,
+    steps: int | None = None,
+    progress: Progress,
+) -> Quality:
+    """Compare two bundles of one source on the CPU.
+
+    Args:
+        reference: usually the float bundle.
+        other: usually a quantized one.
+        pictures: pictures painted by both to compare numbers, tokens and pixels.
+        adherence: pictures per category to judge, for starter bundles.
+        prompts: taken in turn; without any, the starter's own for starter bundles, else PROMPTS.
+        seed: of the first picture; the next ones count up.
+        steps: denoise steps of the compared pictures; without, the bundle's own, but at most 4 for pictures larger
+            than 512 pixels, which are also painted smaller.
+        progress: told what is done.
+
+    Raises:
+        UsageError: the bundles do not come from one source, or cannot be judged.
+    """
+    check_one_source(reference, other)
+    if adherence and not is_starter(reference):
+        raise UsageError(f"only starter bundles can be judged for adherence, and {reference.manifest.name} is none")
+    settings: dict[str, Any] = {}
+    if int(reference.manifest.defaults["width"]) > MAX_SIDE // 2:
+        settings = small_settings(reference)
+    if steps is not None:
+        settings["num_inference_steps"] = steps
+    texts = list(prompts) or (_starter_prompts(pictures) if is_starter(reference) else list(PROMPTS))
+    ours, theirs = open_pipeline(reference), open_pipeline(other)
+    totals: dict[str, Difference] = {}
+    forced, agreements, distances = Difference(), list[float](), list[tuple[float, float, float, float]]()
+    for i in range(pictures):
+        prompt = texts[i % len(texts)]
+        progress("painting and comparing", i, pictures)
+        calls, expected = record(ours, prompt, seed + i, **settings)
+        replayed = replay(theirs, calls, lambda *_: None)
+        for name, difference in replayed.components.items():
+            totals.setdefault(name, Difference()).merge(difference)
+        forced.merge(replayed.forced)
+        found = theirs(prompt, seed=seed + i, **settings)
+        elsewhere = ours(prompt, seed=seed + pictures + i, **settings).images[0]
+        if expected.tokens:
+            agreements.append(float((expected.tokens[0] == found.tokens[0]).mean()))
+        image = expected.images[0]
+        distances.append(
+            (
+                psnr(image, found.images[0]),
+                ssim(image, found.images[0]),
+                psnr(image, elsewhere),
+                ssim(image, elsewhere),
+            )
+        )
+    used = expected.settings
+    return Quality(
+        reference,
+        other,
+        {key: used[key] for key in ("num_inference_steps", "guidance_scale", "width", "height")}
+        | {"pictures": pictures, "seed": seed},
+        totals,
+        forced,
+        statistics.fmean(agreements) if agreements else None,
+        PictureDistance(*(statistics.median(column) for column in zip(*distances, strict=True))),
+        _adherence(ours, theirs, adherence, seed, progress) if adherence else {},
+    )
+
+
+def is_starter(bundle: Bundle) -> bool:
+    """Whether the checker of the starter can judge its pictures."""
+    return bundle.manifest.source.get("recipe") == "starter"
+
+
+def check_one_source(reference: Bundle, other: Bundle) -> None:
+    """Refuse bundles that cannot be compared.
+
+    Raises:
+        UsageError: they differ in more than how their weights are kept.
+    """
+    ours, theirs = reference.manifest, other.manifest
+    for what, one, two in (
+        ("family", ours.family, theirs.family),
+        ("recipe", ours.source.get("recipe"), theirs.source.get("recipe")),
+        ("scheduler", ours.scheduler, theirs.scheduler),
+        ("components", set(ours.components), set(theirs.components)),
+    ):
+        if one != two:
+            raise UsageError(f"{ours.name} and {theirs.name} do not come from one source: they differ in {what}")
+
+
+def ssim(expected: Image.Image, found: Image.Image) -> float:
+    """Structural similarity of the luma, -1 to 1 (Wang et al. 2004, IEEE TIP 13(4)), Gaussian window, deviation 1.5."""
+    from scipy.ndimage import gaussian_filter
+
+    def smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
+        out: NDArray[np.float64] = gaussian_filter(values, 1.5, truncate=3.5)
+        return out
+
+    x, y = (np.asarray(image.convert("L"), np.float64) for image in (expected, found))
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    mx, my = smooth(x), smooth(y)
+    vx, vy, cov = smooth(x * x) - mx * mx, smooth(y * y) - my * my, smooth(x * y) - mx * my
+    values = (2 * mx * my + c1) * (2 * cov + c2) / ((mx * mx + my * my + c1) * (vx + vy + c2))
+    return float(values.mean())
+
+
+def _starter_prompts(n: int) -> list[str]:
+    from pochade.starter.evaluate import cases
+
+    return [prompt for _, prompt in cases("english", max(1, n))]
+
+
+def _adherence(ours: Pipeline, theirs: Pipeline, n: int, seed: int, progress: Progress) -> dict[str, PairedShares]:
+    """Right pictures by category, and over all."""
+    from pochade.starter.evaluate import CATEGORIES, cases, judge
+
+    verdicts: dict[str, tuple[list[bool], list[bool]]] = {}
+    for i, category in enumerate(CATEGORIES):
+        progress("judging pictures", i, len(CATEGORIES))
+        chosen = cases(category, n, seed)
+        right = [[v.passed for v in judge(pipe, chosen, seed)] for pipe in (ours, theirs)]
+        verdicts[category] = (right[0], right[1])
+    pooled = [sum((pair[side] for pair in verdicts.values()), list[bool]()) for side in (0, 1)]
+    return {name: PairedShares.of(*pair) for name, pair in verdicts.items()} | {"all": PairedShares.of(*pooled)}

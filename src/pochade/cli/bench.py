@@ -1,0 +1,142 @@
+"""`pochade bench`: measurements that can be repeated and compared."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pochade.cli.options import add_verbosity
+from pochade.cli.progress import ProgressBar
+from pochade.cli.text import human_size, table
+from pochade.errors import MissingExtraError, OutputError, UsageError
+
+if TYPE_CHECKING:
+    from pochade.benchmarks.quality import Quality
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the verb."""
+    parser = subparsers.add_parser("bench", help="measure quality", description="Measure, and say what is noise.")
+    kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
+    quality = kinds.add_parser(
+        "quality",
+        help="what one bundle loses against another of the same source",
+        description="Compare two bundles of one source: components on the same inputs, tokens and pictures with the "
+        "same noise, and for starter bundles how often pictures obey the prompt. Needs pochade[quant,bench].",
+    )
+    quality.add_argument("reference", metavar="REFERENCE", help="bundle folder or installed name, usually float")
+    quality.add_argument("other", metavar="BUNDLE", help="the one to judge")
+    quality.add_argument("--pictures", type=int, default=4, metavar="N", help="pictures to compare (default: 4)")
+    quality.add_argument(
+        "--adherence",
+        type=int,
+        default=0,
+        metavar="N",
+        help="starter bundles: judge N pictures of each category by both (default: none)",
+    )
+    quality.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="prompt to use; repeatable")
+    quality.add_argument("--steps", type=int, help="denoise steps (default: the bundle's; 4 where pictures are large)")
+    quality.add_argument("--seed", type=int, default=0, help="of the first picture; the next ones count up")
+    quality.add_argument("--json", type=Path, metavar="FILE", help="also write everything there")
+    quality.add_argument("--plot", type=Path, metavar="FILE", help="also draw it: .png, .svg or .pdf")
+    add_verbosity(quality)
+    quality.set_defaults(func=run_quality)
+
+
+def run_quality(arguments: argparse.Namespace) -> int:
+    """Compare two bundles."""
+    if arguments.pictures < 1 or arguments.adherence < 0 or arguments.seed < 0:
+        raise UsageError("--pictures must be at least 1, --adherence and --seed at least 0")
+    for path in (arguments.json, arguments.plot):
+        if path is not None and not path.parent.is_dir():
+            raise OutputError(f"cannot write {path}: there is no folder {path.parent}")
+    if arguments.plot is not None and arguments.plot.suffix not in (".png", ".svg", ".pdf"):
+        raise UsageError(f"--plot {arguments.plot} must end in .png, .svg or .pdf")
+    try:
+        import scipy  # noqa: F401 - asked for here, where the answer can name the extra
+
+        from pochade.benchmarks.plots import plot_quality
+        from pochade.benchmarks.quality import compare
+
+        if arguments.plot is not None:
+            import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError(
+            f'bench quality needs more packages ({error}): pip install "pochade[cpu,quant,bench]"'
+        ) from None
+    from pochade.bundle import Bundle
+    from pochade.runtime.locate import resolve
+
+    with ProgressBar(quiet=bool(arguments.quiet)) as bar:
+        quality = compare(
+            Bundle.open(resolve(arguments.reference)),
+            Bundle.open(resolve(arguments.other)),
+            pictures=arguments.pictures,
+            adherence=arguments.adherence,
+            prompts=arguments.prompt,
+            seed=arguments.seed,
+            steps=arguments.steps,
+            progress=bar.update,
+        )
+    print("\n".join(report(quality)))
+    try:
+        if arguments.json is not None:
+            arguments.json.write_text(json.dumps(quality.to_json(), indent=2, ensure_ascii=False) + "\n", "utf-8")
+        if arguments.plot is not None:
+            plot_quality(quality, arguments.plot)
+    except OSError as error:
+        raise OutputError(f"cannot write {error.filename}: {error.strerror}") from None
+    return 0
+
+
+def report(quality: Quality) -> Iterator[str]:
+    """The comparison as tables."""
+    one, other = quality.reference, quality.other
+    yield f"{other.manifest.name} ({human_size(other.size)}) against {one.manifest.name} ({human_size(one.size)})"
+    settings = quality.settings
+    yield (
+        f"{settings['pictures']} pictures of {settings['width']}x{settings['height']}, "
+        f"{settings['num_inference_steps']} steps, seeds from {settings['seed']}"
+    )
+    yield ""
+    rows = [["component, on the reference's inputs", "SNR", "equal"]]
+    for name, difference in quality.components.items():
+        snr = f"{difference.snr_db:.1f} dB" if difference.signal else "-"
+        rows.append([name, snr, f"{difference.agreement:.2%}" if difference.counted else "-"])
+    yield table(rows)
+    yield ""
+    if quality.forced.counted:
+        yield f"tokens drawn, every step from the reference's grid: {quality.forced.agreement:.2%} equal"
+    if quality.token_agreement is not None:
+        yield f"tokens of the final grid, every step from its own: {quality.token_agreement:.2%} equal"
+    pictures = quality.pictures
+    yield (
+        f"pictures with the same noise: PSNR {pictures.psnr_db:.1f} dB, SSIM {pictures.ssim:.3f} (medians; the "
+        f"reference with other noise: {pictures.other_seed_psnr_db:.1f} dB, {pictures.other_seed_ssim:.3f})"
+    )
+    if quality.adherence:
+        yield ""
+        yield from _adherence(quality)
+
+
+def _adherence(quality: Quality) -> Iterator[str]:
+    """Right pictures by category."""
+    from pochade.benchmarks.quality import LEVEL
+
+    rows = [["right pictures", quality.reference.manifest.name, quality.other.manifest.name, "points", "p", ""]]
+    for category, shares in quality.adherence.items():
+        rows.append(
+            [
+                category,
+                f"{shares.reference}/{shares.n} {shares.reference / shares.n:.1%}",
+                f"{shares.other}/{shares.n} {shares.other / shares.n:.1%}",
+                f"{shares.difference:+.1f}",
+                f"{shares.p_value:.3f}",
+                shares.verdict,
+            ]
+        )
+    yield table(rows)
+    yield f"p: exact McNemar test on the same prompts and seeds; {LEVEL:g} and above is called noise"
