@@ -14,18 +14,10 @@ from PIL import Image
 from pochade.bundle import Bundle
 from pochade.errors import UsageError
 from pochade.quant.fidelity import Difference, open_pipeline, psnr, record, replay
-from pochade.quant.scorecard import MAX_SIDE, small_settings
+from pochade.quant.trial import MAX_SIDE, small_settings, typical_prompts
 from pochade.runtime.pipeline import Pipeline
 
 Progress = Callable[[str, int, int], None]
-
-PROMPTS = (
-    "a photo of a small red house near the lake",
-    "a portrait of an old man with a white beard, oil on canvas",
-    "two cats on a green sofa",
-    "一只在雪山前的狐狸",
-)
-"""For models that have no prompts of their own."""
 
 LEVEL = 0.05
 """Significance level below which a difference is no longer called noise."""
@@ -159,7 +151,7 @@ def compare(
         other: usually a quantized one.
         pictures: pictures painted by both to compare numbers, tokens and pixels.
         adherence: pictures per category to judge, for starter bundles.
-        prompts: taken in turn; without any, the starter's own for starter bundles, else PROMPTS.
+        prompts: taken in turn; without any, the typical ones of the model.
         seed: of the first picture; the next ones count up.
         steps: denoise steps of the compared pictures; without, the bundle's own, but at most 4 for pictures larger
             than 512 pixels, which are also painted smaller.
@@ -176,7 +168,7 @@ def compare(
         settings = small_settings(reference)
     if steps is not None:
         settings["num_inference_steps"] = steps
-    texts = list(prompts) or (_starter_prompts(pictures) if is_starter(reference) else list(PROMPTS))
+    texts = list(prompts) or typical_prompts(reference)
     ours, theirs = open_pipeline(reference), open_pipeline(other)
     totals: dict[str, Difference] = {}
     forced, agreements, distances = Difference(), list[float](), list[tuple[float, float, float, float]]()
@@ -251,12 +243,6 @@ def ssim(expected: Image.Image, found: Image.Image) -> float:
     vx, vy, cov = smooth(x * x) - mx * mx, smooth(y * y) - my * my, smooth(x * y) - mx * my
     values = (2 * mx * my + c1) * (2 * cov + c2) / ((mx * mx + my * my + c1) * (vx + vy + c2))
     return float(values.mean())
-
-
-def _starter_prompts(n: int) -> list[str]:
-    from pochade.starter.evaluate import cases
-
-    return [prompt for _, prompt in cases("english", max(1, n))]
 
 
 def _adherence(ours: Pipeline, theirs: Pipeline, n: int, seed: int, progress: Progress) -> dict[str, PairedShares]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ class Recipe:
     """Values in the checkpoint's JSON files that tell this row, by relative file name."""
     defaults: Mapping[str, Any]
     """What a call takes when it is told nothing: size, steps, guidance and the like."""
+    prompts: Sequence[str]
+    """What people ask of the model: for measuring, and for calibrating a quantization."""
 
     def fits(self, checkpoint: Path) -> bool:
         """Whether the checkpoint's files hold the values of `match`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 import torch
@@ -101,12 +102,13 @@ def _spec(value: ir.Value) -> TensorSpec:
     return TensorSpec(value.name, str(value.dtype.numpy()), shape)
 
 
-def _source(recipe: Recipe, checkpoint: Path, text_encoder: Path | None) -> dict[str, str]:
-    source = {
+def _source(recipe: Recipe, checkpoint: Path, text_encoder: Path | None) -> dict[str, Any]:
+    source: dict[str, Any] = {
         "recipe": recipe.name,
         "checkpoint": recipe.checkpoint,
         "folder": checkpoint.resolve().name,
         "licence": recipe.licence,
+        "prompts": list(recipe.prompts),
         "exporter": f"pochade {__version__}, torch {torch.__version__}",
     }
     return source | ({"text_encoder": text_encoder.resolve().name} if text_encoder else {})

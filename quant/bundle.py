@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from pochade.bundle import Bundle, BundleWriter, Component, Manifest
-from pochade.errors import InputRefusedError, OutputError
+from pochade.errors import InputRefusedError, OutputError, UsageError
 from pochade.quant.component import ComponentReport, quantize_component
+from pochade.quant.fidelity import Call
 from pochade.quant.scheme import Kind, Scheme
 from pochade.quant.scorecard import Scorecard
+from pochade.quant.search import Goal, Search, folder_size, read_recipe, write_recipe
+from pochade.quant.sensitivity import Journal
+from pochade.quant.trial import record_calibration
+
+ATTEMPTS = 4
+"""Times a search may quantize before it gives up on its goal."""
 
 FLOAT_PRECISIONS = ("fp32", "fp16")
 
@@ -21,23 +29,35 @@ Progress = Callable[[str, int, int], None]
 
 
 def quantize_bundle(
-    source: Path, target: Path, scheme: Scheme, *, overwrite: bool = False, progress: Progress | None = None
+    source: Path,
+    target: Path,
+    scheme: Scheme,
+    *,
+    goal: Goal | None = None,
+    recipe: Path | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    prompts: Sequence[str] = (),
 ) -> Bundle:
     """Quantized copy of a float bundle, with its scorecard.
 
-    Weights pass through memory one by one; the scorecard opens one component at a time.
+    Weights pass through memory one by one; the scorecard opens one component at a time. A search for the best bits
+    keeps its measurements in `<target>.search.jsonl` until it is done, and goes on from there if it is interrupted.
 
     Args:
         source: fp32 or fp16 bundle.
         target: folder to make.
         scheme: how weights are stored.
+        goal: search for the forms that reach it; the scheme decides what has no choice.
+        recipe: file or bundle with forms that were found earlier; a copy goes into the bundle.
         overwrite: replace an existing bundle.
         progress: called as weights are written and as the scorecard is measured.
+        prompts: to calibrate with; without any, what the bundle says its model is asked for.
 
     Raises:
-        InputRefusedError: the source is quantized already.
+        InputRefusedError: the source is quantized already, or the recipe is none.
         OutputError: the bundle cannot be written.
-        UsageError: the scheme does not fit, or the target exists.
+        UsageError: the scheme does not fit, the target exists, or the goal cannot be reached.
     """
     report = progress or (lambda *_: None)
     bundle = Bundle.open(source)
@@ -46,25 +66,58 @@ def quantize_bundle(
         raise InputRefusedError(
             str(source), [f"{', '.join(done)} are quantized already; quantize the float bundle they came from"]
         )
+    found: dict[str, Any] | None = None
+    if recipe is not None:
+        scheme, found = read_recipe(recipe, scheme)
     with BundleWriter(target, overwrite=overwrite) as writer:
-        components = {}
-        for name, component in bundle.manifest.components.items():
-            components[name] = _quantized(bundle, component, writer.path, scheme, report)
-        if bundle.tokenizer_path is not None:
-            shutil.copyfile(bundle.tokenizer_path, writer.path / bundle.tokenizer_path.name)
-        manifest = replace(
-            bundle.manifest,
-            name=writer.target.name,
-            components=components,
-            tokenizer=bundle.tokenizer_path.name if bundle.tokenizer_path else None,
-            files=(),
+        calls = record_calibration(bundle, prompts, report) if goal or scheme.is_calibrated else {}
+        journal = Journal(
+            target.with_name(f"{target.name}.search.jsonl"),
+            {"bundle": bundle.digest, "scheme": scheme.to_manifest(), "prompts": list(prompts)},
         )
-        scorecard = Scorecard.measure(bundle, Bundle(writer.path, manifest), report)
-        return _finish(writer, manifest, scorecard)
+        search = Search(bundle, scheme, goal, calls, journal, report) if goal else None
+        for _ in range(ATTEMPTS):
+            if search is not None:
+                scheme = search.choose()
+                found = search.recipe()
+            if found is not None:
+                write_recipe(found, writer.path)
+            manifest = _write_components(bundle, writer, scheme, calls, report)
+            scorecard = Scorecard.measure(bundle, Bundle(writer.path, manifest), report)
+            if search is None or not search.tighten(folder_size(writer.path), scorecard):
+                break
+        else:
+            raise UsageError(f"the goal was missed in {ATTEMPTS} attempts; ask for a little less")
+        finished = _finish(writer, manifest, scorecard)
+        journal.remove()
+        return finished
+
+
+def _write_components(
+    bundle: Bundle, writer: BundleWriter, scheme: Scheme, calls: Mapping[str, Sequence[Call]], report: Progress
+) -> Manifest:
+    """Everything but the manifest itself, which says so far what the files are."""
+    components = {}
+    for name, component in bundle.manifest.components.items():
+        components[name] = _quantized(bundle, component, writer.path, scheme, report, calls.get(name, ()))
+    if bundle.tokenizer_path is not None:
+        shutil.copyfile(bundle.tokenizer_path, writer.path / bundle.tokenizer_path.name)
+    return replace(
+        bundle.manifest,
+        name=writer.target.name,
+        components=components,
+        tokenizer=bundle.tokenizer_path.name if bundle.tokenizer_path else None,
+        files=(),
+    )
 
 
 def export_and_quantize(
-    export: Callable[[Path], object], target: Path, scheme: Scheme, overwrite: bool, progress: Progress | None = None
+    export: Callable[[Path], object],
+    target: Path,
+    scheme: Scheme,
+    overwrite: bool,
+    progress: Progress | None = None,
+    **options: Any,
 ) -> Bundle:
     """Quantized bundle straight from an exporter; the float bundle between them is temporary.
 
@@ -74,6 +127,7 @@ def export_and_quantize(
         scheme: how weights are stored.
         overwrite: replace an existing bundle.
         progress: as for `quantize_bundle`.
+        **options: as for `quantize_bundle`.
     """
     # Refuses a bad target before the long part, not after it.
     BundleWriter(target, overwrite=overwrite)
@@ -85,10 +139,12 @@ def export_and_quantize(
     with temporary as folder:
         between = Path(folder) / target.name
         export(between)
-        return quantize_bundle(between, target, scheme, overwrite=overwrite, progress=progress)
+        return quantize_bundle(between, target, scheme, overwrite=overwrite, progress=progress, **options)
 
 
-def _quantized(bundle: Bundle, component: Component, folder: Path, scheme: Scheme, report: Progress) -> Component:
+def _quantized(
+    bundle: Bundle, component: Component, folder: Path, scheme: Scheme, report: Progress, calls: Sequence[Call]
+) -> Component:
     file = Path(component.file).name
     path = folder / file
     result = quantize_component(
@@ -97,6 +153,7 @@ def _quantized(bundle: Bundle, component: Component, folder: Path, scheme: Schem
         component.name,
         scheme,
         lambda done, total: report(f"quantizing {component.name}", done, total),
+        calls,
     )
     data = path.with_name(f"{file}.data")
     changed = any(weight.storage.kind is not Kind.FLOAT for weight in result.weights)

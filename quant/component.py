@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,6 +11,8 @@ import onnx_ir as ir
 
 from pochade.errors import UsageError
 from pochade.quant import dynamic_int8, expand, gather, nbits
+from pochade.quant.fidelity import Call
+from pochade.quant.moments import Moment, moment_groups
 from pochade.quant.scheme import FLOAT, Kind, Scheme, Storage, Use
 from pochade.quant.select import FLOATS, Weight, find_weights
 from pochade.quant.surgery import MICROSOFT
@@ -73,7 +75,12 @@ class ComponentReport:
 
 
 def quantize_component(
-    source: Path, target: Path, component: str, scheme: Scheme, progress: Progress | None = None
+    source: Path,
+    target: Path,
+    component: str,
+    scheme: Scheme,
+    progress: Progress | None = None,
+    calls: Sequence[Call] = (),
 ) -> ComponentReport:
     """Quantize the weights of one graph, tensor by tensor.
 
@@ -83,6 +90,7 @@ def quantize_component(
         component: what the bundle calls it; first half of the paths that the rules of the scheme look at.
         scheme: how to keep each weight.
         progress: told about each tensor.
+        calls: runs of the float component, for methods of rounding that look at what layers are given.
 
     Raises:
         UsageError: source and target are the same file, or the scheme does not fit the component.
@@ -93,9 +101,13 @@ def quantize_component(
     model = ir.load(source)
     parameters, bytes_before = _count_parameters(model), _size(source, model)
     decided = [(weight, decide(weight, component, scheme)) for weight in find_weights(model)]
+    calibrated = {
+        weight.name: (weight, storage) for weight, storage in decided if _is_calibrated(weight, storage, scheme)
+    }
     for weight, storage in decided:
-        if storage.kind is not Kind.FLOAT:
+        if storage.kind is not Kind.FLOAT and weight.name not in calibrated:
             REWRITES[weight.use, storage.kind](weight, storage)
+    _rewrite_calibrated(source, calibrated, scheme, calls, progress)
     model.graph.opset_imports.setdefault(MICROSOFT, 1)
     data = _save(model, target, progress)
     return ComponentReport(
@@ -123,6 +135,35 @@ def decide(weight: Weight, component: str, scheme: Scheme) -> Storage:
         storage = FLOAT
     came_as_half = weight.tensor.dtype is ir.DataType.FLOAT16
     return AS_HALF if came_as_half and storage.kind in (Kind.FLOAT, Kind.HALF) else storage
+
+
+def _is_calibrated(weight: Weight, storage: Storage, scheme: Scheme) -> bool:
+    """Whether a weight is rounded by the scheme's method. Eight bits gain nothing: activations are no finer."""
+    four_bits = weight.use is Use.LINEAR and storage.kind is Kind.BLOCKS and storage.bits == 4
+    return four_bits and (scheme.rounding != "rtn" or scheme.low_rank > 0)
+
+
+def _rewrite_calibrated(
+    source: Path,
+    chosen: dict[str, tuple[Weight, Storage]],
+    scheme: Scheme,
+    calls: Sequence[Call],
+    progress: Progress | None,
+) -> None:
+    """Round weights by the scheme's method, a group of layer inputs in memory at a time."""
+    left = dict(chosen)
+
+    def rewrite(name: str, moment: Moment | None) -> None:
+        weight, storage = left.pop(name)
+        nbits.rewrite_calibrated(weight, storage, scheme.rounding, moment, scheme.low_rank)
+        if progress is not None:
+            progress(len(chosen) - len(left), len(chosen))
+
+    for moments in moment_groups(source, list(left), calls) if calls and left else ():
+        for name, moment in moments.items():
+            rewrite(name, moment)
+    for name in list(left):
+        rewrite(name, None)
 
 
 def _save(model: ir.Model, target: Path, progress: Progress | None) -> Path:

@@ -33,31 +33,35 @@ def block_scales(rows: NDArray[np.floating], bits: int, block_size: int, dtype: 
     Raises:
         FloatingPointError: a weight is not finite, or too large for a float16 scale.
     """
-    blocks = _blocks(rows, block_size)
+    blocks = to_blocks(rows, block_size)
     highest, lowest = blocks.max(axis=2), blocks.min(axis=2)
     largest = np.where(highest > -lowest, highest, lowest)
-    scales = _usable(largest.astype(np.float32) / -(1 << (bits - 1)), dtype)
+    scales = usable(largest.astype(np.float32) / -(1 << (bits - 1)), dtype)
     return scales if bits == 8 else _clipped(blocks, scales, bits)
 
 
-def pack_blocks(
-    rows: NDArray[np.floating], scales: NDArray[np.floating], bits: int, block_size: int
-) -> NDArray[np.uint8]:
-    """Codes as `MatMulNBits` reads them, (rows, blocks, block_size * bits / 8) uint8.
+def round_to_nearest(
+    rows: NDArray[np.floating], bits: int, block_size: int, dtype: DTypeLike, _: object = None
+) -> tuple[NDArray[np.floating], NDArray[np.float32]]:
+    """Scales (rows, blocks) and signed codes (rows, blocks, block_size); looks at the weights alone."""
+    scales = block_scales(rows, bits, block_size, dtype)
+    return scales, codes_of(to_blocks(rows, block_size), scales, bits)
+
+
+def pack_codes(codes: NDArray[np.float32], bits: int) -> NDArray[np.uint8]:
+    """Signed codes as `MatMulNBits` reads them, (rows, blocks, block_size * bits / 8) uint8.
 
     Codes lie along the inputs, 4-bit ones in pairs, the earlier one in the low half of the byte. Padding gets the
     zero point, that is, weight 0.
     """
-    codes = _codes(_blocks(rows, block_size), scales, bits)
-    codes += 1 << (bits - 1)
-    small: NDArray[np.uint8] = codes.astype(np.uint8)
+    small: NDArray[np.uint8] = (codes + (1 << (bits - 1))).astype(np.uint8)
     return small if bits == 8 else np.bitwise_or(small[..., 0::2], np.left_shift(small[..., 1::2], 4))
 
 
 def unpack_blocks(
     packed: NDArray[np.uint8], scales: NDArray[np.floating], bits: int, width: int
 ) -> NDArray[np.float32]:
-    """The rows that `pack_blocks` kept, (rows, width) float32."""
+    """The rows that `pack_codes` kept, (rows, width) float32."""
     codes = packed if bits == 8 else np.stack((packed & 15, packed >> 4), axis=-1).reshape(*packed.shape[:2], -1)
     values = (codes.astype(np.float32) - (1 << (bits - 1))) * scales.astype(np.float32)[..., None]
     return values.reshape(len(packed), -1)[:, :width]
@@ -74,7 +78,7 @@ def channel_scales(weight: NDArray[np.floating], axis: int) -> NDArray[np.float3
     others = tuple(i for i in range(weight.ndim) if i != axis)
     # Two reductions rather than max(abs(w)), which would copy the whole tensor.
     largest = np.maximum(weight.max(axis=others), -weight.min(axis=others))
-    return _usable(largest.astype(np.float32) / 127, np.float32).astype(np.float32, copy=False)
+    return usable(largest.astype(np.float32) / 127, np.float32).astype(np.float32, copy=False)
 
 
 def round_channels(weight: NDArray[np.floating], scales: NDArray[np.float32]) -> NDArray[np.int8]:
@@ -89,7 +93,7 @@ def _clipped(blocks: NDArray[np.float32], scales: NDArray[np.floating], bits: in
     """The scales, or a share of them where cutting the largest entries off serves the rest of the block better."""
     best, least = scales, _squared_error(blocks, scales, bits)
     for share in CLIP_SHARES:
-        tried = _usable(scales.astype(np.float32) * np.float32(share), scales.dtype)
+        tried = usable(scales.astype(np.float32) * np.float32(share), scales.dtype)
         error = _squared_error(blocks, tried, bits)
         best = np.where(error < least, tried, best)
         least = np.minimum(error, least)
@@ -98,14 +102,14 @@ def _clipped(blocks: NDArray[np.float32], scales: NDArray[np.floating], bits: in
 
 def _squared_error(blocks: NDArray[np.float32], scales: NDArray[np.floating], bits: int) -> NDArray[np.float32]:
     """Summed over each block, (rows, blocks)."""
-    error = _codes(blocks, scales, bits)
+    error = codes_of(blocks, scales, bits)
     error *= scales.astype(np.float32)[..., None]
     error -= blocks
     total: NDArray[np.float32] = np.einsum("rbi,rbi->rb", error, error)
     return total
 
 
-def _codes(blocks: NDArray[np.float32], scales: NDArray[np.floating], bits: int) -> NDArray[np.float32]:
+def codes_of(blocks: NDArray[np.float32], scales: NDArray[np.floating], bits: int) -> NDArray[np.float32]:
     """Signed whole numbers, of the shape of the blocks."""
     end = 1 << (bits - 1)
     codes: NDArray[np.float32] = blocks / scales.astype(np.float32)[..., None]
@@ -113,7 +117,7 @@ def _codes(blocks: NDArray[np.float32], scales: NDArray[np.floating], bits: int)
     return np.clip(codes, -end, end - 1, out=codes)
 
 
-def _blocks(rows: NDArray[np.floating], block_size: int) -> NDArray[np.float32]:
+def to_blocks(rows: NDArray[np.floating], block_size: int) -> NDArray[np.float32]:
     """(rows, width) -> (rows, blocks, block_size) float32, padded with zeros; never to be written to."""
     count, width = rows.shape
     padding = block_count(width, block_size) * block_size - width
@@ -121,7 +125,7 @@ def _blocks(rows: NDArray[np.floating], block_size: int) -> NDArray[np.float32]:
     return wide.astype(np.float32, copy=False).reshape(count, -1, block_size)
 
 
-def _usable(scales: NDArray[np.float32], dtype: DTypeLike) -> NDArray[np.floating]:
+def usable(scales: NDArray[np.float32], dtype: DTypeLike) -> NDArray[np.floating]:
     """The scales in the type they are kept in, 1 where a weight is all zeros or vanishes in that type."""
     with np.errstate(over="ignore"):
         kept: NDArray[np.floating] = scales.astype(dtype)

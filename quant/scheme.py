@@ -1,15 +1,17 @@
 """What a quantization scheme is: which form each weight of a component is kept in.
 
-A weight is known by its path, `component/initializer name`. Four questions are asked in this order, and the first
-answer counts: does a `Keep` rule name it, is it exact, is it sensitive, what form does its use get.
+A weight is known by its path, `component/initializer name`. These questions are asked in this order, and the first
+answer counts: does a `Keep` rule name it, did a search choose its form, is it exact, is it sensitive, what form does
+its use get.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from typing import Any
 
 from pochade.errors import UsageError
 
@@ -74,6 +76,18 @@ class Storage:
         number = "float" if self.kind is Kind.HALF else "int"
         return f"{self.kind} {number}{self.bits}" + (f"/{self.block_size}" if self.block_size else "")
 
+    @classmethod
+    def from_manifest(cls, fields: Mapping[str, Any]) -> Storage:
+        """What `to_manifest` gave.
+
+        Raises:
+            UsageError: the fields make no storage.
+        """
+        try:
+            return cls(Kind(fields["kind"]), fields["bits"], fields.get("block_size"), fields.get("accuracy_level"))
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
+            raise UsageError(f"{fields!r} is no way to keep a weight ({error})") from None
+
     def to_manifest(self) -> dict[str, str | int]:
         """The fields that are set, for `bundle.json`."""
         fields: dict[str, str | int | None] = {
@@ -101,6 +115,13 @@ def blocks(bits: int, block_size: int = 128) -> Storage:
     return Storage(Kind.BLOCKS, bits, block_size, accuracy_level=4)
 
 
+ROUNDINGS = ("rtn", "search", "hqq", "gptq")
+"""Ways to round linear weights to 4 bits, worst first; `rounding.METHODS` has them."""
+
+CALIBRATED = ("search", "gptq")
+"""Those that look at what layers are given while the float model paints."""
+
+
 @dataclass(frozen=True)
 class Keep:
     """A user's rule: weights whose path contains a match of `pattern` are kept in `bits` (8, 16 or 32)."""
@@ -115,6 +136,10 @@ class Keep:
             re.compile(self.pattern)
         except re.error as error:
             raise UsageError(f"{self.pattern!r} is not a regular expression: {error}") from error
+
+    def matches(self, path: str) -> bool:
+        """Whether the rule is about the weight at `component/name`."""
+        return re.search(self.pattern, path) is not None
 
 
 SENSITIVE = (
@@ -158,6 +183,12 @@ class Scheme:
     """Smaller weights stay float: at most 12 KB to gain, and another node to run."""
     min_width: int = 16
     """Linear layers with fewer inputs stay float: less than the smallest block, mostly padding."""
+    rounding: str = "rtn"
+    """How linear weights become 4-bit blocks: one of `rounding.METHODS`. All else is rounded to nearest."""
+    chosen: Mapping[str, Storage] = field(default_factory=dict)
+    """Forms found by measuring, by path; they come after the user's rules and before all else."""
+    low_rank: int = 0
+    """Columns of the branch beside a 4-bit linear layer that carries its rounding error."""
 
     def __post_init__(self) -> None:
         for use, storage in (
@@ -168,14 +199,26 @@ class Scheme:
         ):
             if storage.kind not in FORMS[use]:
                 raise UsageError(f"scheme {self.name}: {use} weights cannot be kept as {storage}")
+        if self.rounding not in ROUNDINGS:
+            raise UsageError(f"rounding {self.rounding!r} is unknown: take {', '.join(ROUNDINGS)}")
+        if self.low_rank < 0:
+            raise UsageError(f"a low-rank branch of {self.low_rank} columns is not possible")
         if self.sensitive.bits != 8:
             raise UsageError(f"scheme {self.name}: sensitive layers take 8 bits, not {self.sensitive.bits}")
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether quantizing needs recorded runs of the float model."""
+        four_bits = self.linear.bits == 4 or any(storage.bits == 4 for storage in self.chosen.values())
+        return four_bits and (self.rounding in CALIBRATED or self.low_rank > 0)
 
     def storage(self, use: Use, path: str) -> Storage:
         """Form of the weight at `path` (`component/initializer name`)."""
         for rule in self.keep:
-            if re.search(rule.pattern, path):
+            if rule.matches(path):
                 return self._kept(use, rule.bits)
+        if path in self.chosen:
+            return self.chosen[path]
         if _matches(self.exact_layers, path):
             return FLOAT
         if use is Use.LINEAR:
@@ -212,6 +255,9 @@ class Scheme:
             "keep": [{"pattern": rule.pattern, "bits": rule.bits} for rule in self.keep],
             "min_elements": self.min_elements,
             "min_width": self.min_width,
+            "chosen": len(self.chosen),
+            "rounding": self.rounding,
+            "low_rank": self.low_rank,
         }
 
     def _kept(self, use: Use, bits: int) -> Storage:
@@ -233,7 +279,7 @@ SCHEMES = {
     for scheme in (
         Scheme("int8", linear=DYNAMIC, sensitive=DYNAMIC, embedding=blocks(8), conv=HALF),
         # 8-bit blocks rather than `dynamic` for the sensitive layers: GPUs have a kernel for these.
-        Scheme("int4", linear=blocks(4), sensitive=blocks(8), embedding=blocks(8), conv=CHANNELS),
+        Scheme("int4", linear=blocks(4), sensitive=blocks(8), embedding=blocks(8), conv=CHANNELS, rounding="gptq"),
     )
 }
 """The schemes, by name."""

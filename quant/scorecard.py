@@ -8,20 +8,7 @@ from typing import Any
 
 from pochade.bundle import Bundle
 from pochade.quant.fidelity import Progress, open_pipeline, psnr, record, replay
-
-PROMPT = "a photo of a small red house near the lake"
-SEED = 7
-MAX_STEPS = 4
-"""Enough to see grids from all masked to nearly done, few enough for a full-size float model on a small machine."""
-MAX_SIDE = 512
-"""Pixels. At 1024 the float codec alone takes more memory than quantization may (twice the largest component)."""
-
-
-def small_settings(bundle: Bundle) -> dict[str, int]:
-    """Size and steps of a measurement: the bundle's own, within the limits above."""
-    defaults = bundle.manifest.defaults
-    sides = {side: min(MAX_SIDE, int(defaults[side])) for side in ("width", "height")}
-    return sides | {"num_inference_steps": min(MAX_STEPS, int(defaults["num_inference_steps"]))}
+from pochade.quant.trial import SEED, small_settings, typical_prompts
 
 
 @dataclass(frozen=True)
@@ -45,12 +32,12 @@ class Scorecard:
             progress: called with what is being measured.
         """
         progress("measuring the float bundle", 0, 0)
-        small = small_settings(reference)
-        calls, expected = record(open_pipeline(reference), PROMPT, SEED, **small)
+        small, prompt = small_settings(reference), typical_prompts(reference)[0]
+        calls, expected = record(open_pipeline(reference), prompt, SEED, **small)
         pipe = open_pipeline(quantized)
         replayed = replay(pipe, calls, progress)
         progress("measuring the whole pipeline", 0, 0)
-        found = pipe(PROMPT, seed=SEED, **small)
+        found = pipe(prompt, seed=SEED, **small)
         pipeline = {"psnr_db": round(psnr(expected.images[0], found.images[0]), 2)}
         if expected.tokens:
             pipeline["token_agreement"] = round(float((expected.tokens[0] == found.tokens[0]).mean()), 4)

@@ -49,7 +49,7 @@ def become(node: ir.Node, op_type: str, inputs: Sequence[ir.Value | None], attri
 
 def replace_linear(
     weight: Weight, op_type: str, operands: Sequence[ir.Value], bias_index: int, attributes: dict[str, int]
-) -> None:
+) -> list[ir.Node]:
     """Let every reader of a linear weight compute `op_type(x, *operands)`, its bias included.
 
     Args:
@@ -58,7 +58,11 @@ def replace_linear(
         operands: inputs 1 and following.
         bias_index: which input of the new node is the bias.
         attributes: of the new node.
+
+    Returns:
+        The nodes that compute it now.
     """
+    products = []
     for node in weight.readers:
         bias, last = _bias(node, weight.rows)
         inputs = [node.inputs[0], *operands]
@@ -68,6 +72,46 @@ def replace_linear(
         if last is not node:
             assert node.graph is not None, f"node {node.name} belongs to no graph"
             node.graph.remove(node, safe=True)
+        products.append(last)
+    return products
+
+
+def add_constant(weight: Weight, suffix: str, array: Array) -> ir.Value:
+    """A new initializer beside a weight, named after it, read as the type that the weight's readers compute in.
+
+    A narrower type is widened by a Cast, which ONNX Runtime folds when it opens the session.
+    """
+    name = f"{weight.name}.{suffix}"
+    tensor = ir.Tensor(array, name=name)
+    value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+    weight.graph.register_initializer(value)
+    if tensor.dtype is weight.dtype:
+        return value
+    wide = ir.Value(name=f"{name}.expanded", shape=tensor.shape, type=ir.TensorType(weight.dtype))
+    cast = ir.node("Cast", [value], {"to": int(weight.dtype)}, outputs=[wide], name=wide.name)
+    weight.graph.insert_before(weight.graph[0], cast)
+    return wide
+
+
+def add_branch(weight: Weight, products: Sequence[ir.Node], down: ir.Value, up: ir.Value) -> None:
+    """Add x @ down @ up to what each node computes from its first input x."""
+    for i, product in enumerate(products):
+        output, graph = product.outputs[0], product.graph
+        assert graph is not None, f"node {product.name} belongs to no graph"
+        name = f"{weight.name}.branch{i}"
+        thin = ir.node("MatMul", [product.inputs[0], down], name=f"{name}.down")
+        wide = ir.node("MatMul", [thin.outputs[0], up], name=f"{name}.up")
+        total = ir.node("Add", [output, wide.outputs[0]], name=f"{name}.sum")
+        for node, suffix in ((thin, "down"), (wide, "up"), (total, "sum")):
+            node.outputs[0].name = f"{name}.{suffix}"
+            node.outputs[0].dtype = weight.dtype
+        graph.insert_after(product, [thin, wide, total])
+        # All readers but the sum itself, the graph's own outputs included.
+        output.replace_all_uses_with(total.outputs[0], replace_graph_outputs=True)
+        total.replace_input_with(0, output)
+        if total.outputs[0].is_graph_output():
+            output.name, total.outputs[0].name = f"{name}.product", output.name
+        total.outputs[0].shape = output.shape
 
 
 def _bias(node: ir.Node, rows: int) -> tuple[ir.Value | None, ir.Node]:

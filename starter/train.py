@@ -1,8 +1,7 @@
-"""Train the starter: `python -m pochade.starter.train --out DIR --minutes N`."""
+"""Trains the starter's transformer and text encoder; `pochade.starter.build` calls it."""
 
 from __future__ import annotations
 
-import argparse
 import functools
 import json
 import logging
@@ -16,12 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from pochade.starter.captions import caption
-from pochade.starter.checkpoint import CODEC, STATE, load_run, write_checkpoint
-from pochade.starter.codec import CHANNELS, PARTS, new_codec, train_codec
+from pochade.starter.checkpoint import STATE
 from pochade.starter.codes import scene_codes
-from pochade.starter.data import Batch, Batches, starter_tokenizer
+from pochade.starter.data import Batch, Batches
 from pochade.starter.draw import random_scene
-from pochade.starter.fast import use_fast_operations
 from pochade.starter.model import MASK, Painter
 from pochade.starter.schedule import Budget, rate_factor
 from pochade.starter.shapes import GRID
@@ -144,6 +141,7 @@ class Trainer:
             "ema": self.ema,
             "optimisers": [o.state_dict() for o in self.optimisers],
             "step": self.step,
+            "batch": self.batches.size,
             "spent": spent,
             "rng": json.dumps(self.batches.rng.bit_generator.state),
             "merges": self.batches.tokenizer.merges,
@@ -188,41 +186,3 @@ def run(trainer: Trainer, folder: Path, budget: Budget, save_minutes: float = 3.
             trainer.save(folder, budget.seconds())
             saved = budget.seconds()
     trainer.save(folder, budget.seconds())
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder for state, log and the finished checkpoint")
-    parser.add_argument("--minutes", type=float, help="wall-clock budget of the transformer")
-    parser.add_argument("--samples", type=int, help="budget of the transformer in pictures seen")
-    parser.add_argument("--codec-samples", type=int, default=6_000, help="pictures seen by each part of the codec")
-    parser.add_argument("--rate", type=float, default=8e-4, help="peak learning rate")
-    parser.add_argument("--adamw", action="store_true", help="AdamW for all weights, no Muon")
-    parser.add_argument("--compile", action="store_true", help="torch.compile (needs a C++ compiler; a quarter faster)")
-    parser.add_argument("--toy", action="store_true", help="tiny networks and batches, to try the whole run")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
-    args = parser.parse_args(argv)
-    if not (args.minutes or args.samples):
-        parser.error("give --minutes or --samples")
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    torch.set_num_threads(args.threads)
-    use_fast_operations()
-    batches = Batches(starter_tokenizer(), np.random.default_rng(args.seed), size=4 if args.toy else 64)
-    sizes = {"dim": 64, "layers": 1, "single_layers": 1} if args.toy else {}
-    trainer = Trainer(batches, args.rate, not args.adamw, args.seed, args.compile, **sizes)
-    run(trainer, args.out, Budget(args.minutes, args.samples))
-    codec_file = args.out / CODEC
-    if not codec_file.exists():
-        codec = new_codec((16, 16, 16, 16) if args.toy else CHANNELS)
-        for part in PARTS:
-            budget = Budget(samples=4 if args.toy else args.codec_samples)
-            train_codec(codec, part, budget, batch=4 if args.toy else 8, compiled=args.compile)
-        torch.save(codec.state_dict(), codec_file)
-    painter, tokenizer = load_run(args.out)
-    write_checkpoint(args.out / "checkpoint", painter, torch.load(codec_file, weights_only=True), tokenizer)
-
-
-if __name__ == "__main__":
-    main()

@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from pochade.quant import rtn
-from pochade.quant.rtn import block_scales, channel_scales, pack_blocks, round_channels, unpack_blocks
+from pochade.quant.rtn import (
+    block_scales,
+    channel_scales,
+    codes_of,
+    pack_codes,
+    round_channels,
+    to_blocks,
+    unpack_blocks,
+)
 
 RNG = np.random.default_rng(20)
+
+
+def pack_blocks(rows: NDArray[np.floating], scales: NDArray[np.floating], bits: int, size: int) -> NDArray[np.uint8]:
+    return pack_codes(codes_of(to_blocks(rows, size), scales, bits), bits)
 
 
 def test_four_bits_are_packed_as_worked_out_by_hand() -> None:

@@ -14,10 +14,12 @@ from safetensors import safe_open  # noqa: E402
 
 from pochade.export.families.meissonic import Meissonic  # noqa: E402
 from pochade.export.recipes import choose, read_recipes  # noqa: E402
+from pochade.starter.build import main  # noqa: E402
 from pochade.starter.data import Batches, mask_counts, starter_tokenizer  # noqa: E402
+from pochade.starter.evaluate import CATEGORIES  # noqa: E402
 from pochade.starter.model import MASK  # noqa: E402
 from pochade.starter.schedule import Budget, rate_factor  # noqa: E402
-from pochade.starter.train import Trainer, main, run  # noqa: E402
+from pochade.starter.train import Trainer, run  # noqa: E402
 
 KEYS = {
     "model_index.json": "_class_name _diffusers_version scheduler text_encoder tokenizer transformer vqvae",
@@ -57,7 +59,7 @@ def toy_trainer(**sizes: int) -> Trainer:
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("toy")
-    main(["--out", str(folder), "--samples", "8", "--toy", "--threads", "1"])
+    main(["--out", str(folder), "--samples", "8", "--codec-samples", "4", "--judge", "1", "--toy", "--threads", "1"])
     return folder / "checkpoint"
 
 
@@ -79,6 +81,23 @@ def test_the_checkpoint_is_taken_by_the_exporter(checkpoint: Path) -> None:
     opened = Meissonic.open(checkpoint)
     assert opened.codec.factor == 8
     assert choose(read_recipes(), checkpoint, None).name == "starter"
+
+
+def test_the_card_tells_what_was_made(checkpoint: Path) -> None:
+    card = (checkpoint.parent / "CARD.md").read_text("utf-8")
+    assert "Apache-2.0" in card
+    assert "| category | fp32, " in card
+    assert sum(line.startswith("| ") and "/1 = " in line for line in card.splitlines()) == len(CATEGORIES)
+
+
+def test_a_finished_run_is_not_trained_again(checkpoint: Path) -> None:
+    folder = checkpoint.parent
+    before = (folder / "codec.pt").stat().st_mtime_ns, (folder / "CARD.md").read_text("utf-8")
+    main(["--out", str(folder), "--samples", "8", "--codec-samples", "4", "--judge", "1", "--toy", "--threads", "1"])
+    after = (folder / "codec.pt").stat().st_mtime_ns, (folder / "CARD.md").read_text("utf-8")
+    # The time of a run grows with its restarts.
+    assert after[0] == before[0]
+    assert after[1].splitlines()[-len(CATEGORIES) :] == before[1].splitlines()[-len(CATEGORIES) :]
 
 
 def test_an_interrupted_run_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:

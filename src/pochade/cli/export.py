@@ -24,20 +24,20 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--recipe", help="row of models.yaml (default: the one that fits)")
     parser.add_argument("--text-encoder", type=Path, metavar="FOLDER", help="take the text tower from another folder")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
-    add_scheme_options(parser, required=False)
+    add_scheme_options(parser)
     add_verbosity(parser)
     parser.set_defaults(func=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Export, and quantize when a scheme is given."""
-    scheme = read_scheme(arguments)
     try:
         from pochade.export.write import export_checkpoint
         from pochade.quant.bundle import export_and_quantize
     except ImportError as error:
         raise MissingExtraError(f'export needs more packages ({error}): pip install "pochade[cpu,export]"') from None
 
+    chosen = read_scheme(arguments)
     with ProgressBar(quiet=bool(arguments.quiet)) as bar:
 
         def export(target: Path, overwrite: bool) -> object:
@@ -51,11 +51,17 @@ def run(arguments: argparse.Namespace) -> int:
                 progress=lambda what, done, total: bar.update(f"exporting {what}", done, total),
             )
 
-        if scheme is None:
+        if chosen is None:
             export(arguments.output, arguments.overwrite)
         else:
+            scheme, options = chosen
             export_and_quantize(
-                lambda target: export(target, False), arguments.output, scheme, arguments.overwrite, bar.update
+                lambda target: export(target, False),
+                arguments.output,
+                scheme,
+                arguments.overwrite,
+                bar.update,
+                **options,
             )
     print(arguments.output)
     return 0

@@ -1,19 +1,25 @@
-"""`pochade quantize`: a float bundle becomes an int8 or int4 one."""
+"""`pochade quantize`: a float bundle becomes a small one."""
 
 from __future__ import annotations
 
 import argparse
+import re
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pochade.cli.options import add_verbosity
 from pochade.cli.progress import ProgressBar
-from pochade.errors import MissingExtraError, UsageError
+from pochade.errors import InputRefusedError, MissingExtraError, UsageError
 
 if TYPE_CHECKING:
     from pochade.quant.scheme import Scheme
 
 SCHEME_NAMES = ("int8", "int4")
+ROUNDINGS = ("rtn", "search", "hqq", "gptq")
+
+_SIZE = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([kMGT]?)B?")
+_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -21,37 +27,69 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = subparsers.add_parser(
         "quantize",
         help="make a float bundle small",
-        description="Make an int8 or int4 bundle of a float one and measure what that costs. Needs pochade[quant].",
+        description="Make a small bundle of a float one and measure what that costs: by a scheme, or with the bits "
+        "that a search finds for a size or a fidelity. Needs pochade[quant].",
     )
     parser.add_argument("bundle", metavar="BUNDLE", help="bundle folder or installed name")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="BUNDLE", help="folder to make")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
-    add_scheme_options(parser, required=True)
+    add_scheme_options(parser)
     add_verbosity(parser)
     parser.set_defaults(func=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Quantize."""
-    scheme = read_scheme(arguments)
-    assert scheme is not None, "--scheme is required"
     try:
         from pochade.quant.bundle import quantize_bundle
     except ImportError as error:
         raise MissingExtraError(f'quantize needs more packages ({error}): pip install "pochade[cpu,quant]"') from None
     from pochade.runtime.locate import resolve
 
+    chosen = read_scheme(arguments)
+    if chosen is None:
+        raise UsageError("say how: --scheme int8, --scheme int4, --target-size SIZE, --min-snr DB or --bits FILE")
+    scheme, options = chosen
     with ProgressBar(quiet=bool(arguments.quiet)) as bar:
         source = resolve(arguments.bundle)
-        quantize_bundle(source, arguments.output, scheme, overwrite=arguments.overwrite, progress=bar.update)
+        quantize_bundle(source, arguments.output, scheme, overwrite=arguments.overwrite, progress=bar.update, **options)
     print(arguments.output)
     return 0
 
 
-def add_scheme_options(parser: argparse.ArgumentParser, required: bool) -> None:
-    """--scheme and what refines it."""
-    parser.add_argument("--scheme", choices=SCHEME_NAMES, required=required, help="how weights are stored")
-    parser.add_argument("--block-size", type=int, help="inputs that share a scale, for int4 (default: 128)")
+def add_scheme_options(parser: argparse.ArgumentParser) -> None:
+    """How to quantize, and what refines it."""
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument(
+        "--scheme", choices=SCHEME_NAMES, help="the same bits everywhere, more where it is known to matter"
+    )
+    how.add_argument(
+        "--target-size",
+        metavar="SIZE",
+        help="the best 4, 8 or 16 bits for each weight within this size of the bundle, such as 0.9G or 12.5M",
+    )
+    how.add_argument(
+        "--min-snr", type=float, metavar="DB", help="the smallest bundle whose components keep this fidelity"
+    )
+    how.add_argument("--bits", type=Path, metavar="FILE", help="recipe.json of an earlier search, or its bundle")
+    parser.add_argument("--block-size", type=int, help="inputs that share a scale, for 4 bits (default: 128)")
+    parser.add_argument(
+        "--rounding",
+        choices=ROUNDINGS,
+        help="how 4-bit weights are found (default: gptq, which makes up for errors by what layers are given)",
+    )
+    parser.add_argument(
+        "--low-rank",
+        type=int,
+        metavar="N",
+        help="carry the rounding error of 4-bit layers in a float16 branch of N columns (default: none)",
+    )
+    parser.add_argument(
+        "--calibration",
+        type=Path,
+        metavar="FILE",
+        help="text file with a prompt on each line, to calibrate with (default: typical prompts of the model)",
+    )
     parser.add_argument(
         "--keep",
         action="append",
@@ -61,27 +99,75 @@ def add_scheme_options(parser: argparse.ArgumentParser, required: bool) -> None:
     )
 
 
-def read_scheme(arguments: argparse.Namespace) -> Scheme | None:
-    """Scheme that the options describe, None without --scheme.
+def read_scheme(arguments: argparse.Namespace) -> tuple[Scheme, dict[str, Any]] | None:
+    """Scheme that the options describe and further arguments of `quantize_bundle`; None where none is asked for.
 
     Raises:
         UsageError: options that do not go together.
+        InputRefusedError: the file with prompts cannot be read.
     """
-    if arguments.scheme is None:
-        if arguments.block_size is not None or arguments.keep:
-            raise UsageError("--block-size and --keep need --scheme")
+    ways = ("scheme", "target_size", "min_snr", "bits")
+    if all(getattr(arguments, way) is None for way in ways):
+        for name in ("block_size", "rounding", "low_rank", "calibration", "keep"):
+            if getattr(arguments, name) not in (None, []):
+                raise UsageError(f"{_flag(name)} needs --scheme, --target-size, --min-snr or --bits")
         return None
     from pochade.quant.scheme import SCHEMES, Keep
 
-    scheme = SCHEMES[arguments.scheme]
+    scheme = SCHEMES[arguments.scheme or "int4"]
+    for name in ("block_size", "rounding", "low_rank", "calibration"):
+        if getattr(arguments, name) is not None and scheme.linear.bits != 4:
+            raise UsageError(f"{_flag(name)} has no effect with scheme {scheme.name}, which has no 4-bit weights")
     if arguments.block_size is not None:
-        if scheme.linear.block_size is None:
-            raise UsageError(f"--block-size has no effect with scheme {scheme.name}, which has a scale per channel")
         scheme = scheme.with_block_size(arguments.block_size)
+    scheme = replace(
+        scheme,
+        rounding=arguments.rounding or scheme.rounding,
+        low_rank=scheme.low_rank if arguments.low_rank is None else arguments.low_rank,
+    )
     rules = []
     for text in arguments.keep:
         pattern, _, bits = text.rpartition("=")
         if not pattern or not bits.isdecimal():
             raise UsageError(f"--keep {text!r} is not REGEX=BITS, e.g. 'proj_out=8'")
         rules.append(Keep(pattern, int(bits)))
-    return scheme.keeping(rules)
+    options: dict[str, Any] = {"prompts": _read_prompts(arguments.calibration), "recipe": arguments.bits}
+    if arguments.target_size is not None or arguments.min_snr is not None:
+        from pochade.quant.search import Goal
+
+        size = None if arguments.target_size is None else _read_size(arguments.target_size)
+        options["goal"] = Goal(size, arguments.min_snr)
+    return scheme.keeping(rules), options
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _read_size(text: str) -> int:
+    """Bytes of a size such as 0.9G; units are decimal.
+
+    Raises:
+        UsageError: it is none.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise UsageError(f"--target-size {text!r} is not a size such as 0.9G, 850M or 12500000")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def _read_prompts(path: Path | None) -> list[str]:
+    """The lines of a file that are not empty; none without a file.
+
+    Raises:
+        InputRefusedError: it cannot be read, or holds no prompt.
+    """
+    if path is None:
+        return []
+    try:
+        prompts = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputRefusedError(str(path), [f"it cannot be read as UTF-8 text ({error})"]) from None
+    if not prompts:
+        raise InputRefusedError(str(path), ["it holds no prompt; write one on each line"])
+    return prompts

@@ -1,0 +1,99 @@
+"""What linear layers are given while the float model paints: the second moments of their inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pochade.quant.fidelity import Call
+from pochade.quant.instrument import Instrument
+
+DAMPING = 0.1
+"""Share of the mean diagonal that is added to the diagonal before a moment is inverted.
+
+Ten times the usual share (Frantar et al. 2022, section 3.3): with few recorded steps, 0.1 gave a starter's transformer
+30.0 dB on other prompts, 0.01 gave 29.2 dB and 1.0 gave 29.1 dB.
+"""
+
+GROUP_BYTES = 400_000_000
+"""Moments held at a time; inputs of 5120 numbers have one of 105 MB."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Second moment of a layer's input."""
+
+    second: NDArray[np.float32]
+    """Sum over all rows seen of the outer product of the row with itself, (width, width)."""
+
+    @cached_property
+    def damped(self) -> NDArray[np.float64]:
+        """The moment, scaled to a mean diagonal of 1, with DAMPING on the diagonal."""
+        out = self.second.astype(np.float64)
+        mean = float(np.trace(out)) / len(out)
+        out /= mean if mean > 0 else 1.0
+        out[np.diag_indices(len(out))] += DAMPING
+        return out
+
+    @cached_property
+    def importance(self) -> NDArray[np.float64]:
+        """How much an error of each input's weight counts by itself, (width)."""
+        return np.diag(self.damped).copy()
+
+    @cached_property
+    def inverse_factor(self) -> NDArray[np.float64]:
+        """Upper triangular U with U^T U the inverse of the damped moment, (width, width)."""
+        # Reversed rows and columns turn the lower factor of the moment into the upper one of its inverse.
+        lower = np.linalg.cholesky(self.damped[::-1, ::-1])
+        return np.ascontiguousarray(np.linalg.inv(lower)[::-1, ::-1])
+
+
+def moment_groups(path: Path, names: Sequence[str], calls: Sequence[Call]) -> Iterator[dict[str, Moment]]:
+    """Moments of the inputs of linear weights, some weights at a time; each group is measured when asked for.
+
+    Args:
+        path: the float graph.
+        names: of the weights.
+        calls: recorded runs of the component.
+
+    Yields:
+        Moments by weight. Weights that share an input share the moment; weights whose input cannot be read, because
+        they are used in a subgraph, are in no group.
+    """
+    instrument = Instrument(path, replacing=False)
+    readable = instrument.readable
+    sources: dict[str, list[str]] = {}
+    for name in names:
+        if name in readable:
+            sources.setdefault(readable[name], []).append(name)
+    group: list[str] = []
+    size = 0
+    for source, users in sources.items():
+        bytes_needed = 4 * instrument.width(users[0]) ** 2
+        if group and size + bytes_needed > GROUP_BYTES:
+            yield _measure(instrument, calls, group, sources)
+            group, size = [], 0
+        group.append(source)
+        size += bytes_needed
+    if group:
+        yield _measure(instrument, calls, group, sources)
+
+
+def _measure(
+    instrument: Instrument, calls: Sequence[Call], group: Sequence[str], sources: dict[str, list[str]]
+) -> dict[str, Moment]:
+    """Run the calls once and add up the moments of a group of inputs."""
+    sums: dict[str, NDArray[np.float32]] = {}
+    for call in calls:
+        read = instrument.run(call.inputs, read=group)
+        for source in group:
+            rows = read[source].reshape(-1, read[source].shape[-1]).astype(np.float32, copy=False)
+            product = rows.T @ rows
+            sums[source] = sums[source] + product if source in sums else product
+    moments = {source: Moment(second) for source, second in sums.items()}
+    return {name: moments[source] for source in group for name in sources[source]}

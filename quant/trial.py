@@ -1,0 +1,63 @@
+"""The runs of a model that quantization measures on and calibrates with."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+from pochade.bundle import Bundle
+from pochade.errors import UsageError
+from pochade.quant.fidelity import Call, Progress, Recorder, open_pipeline
+
+SEED = 7
+MAX_STEPS = 4
+"""Enough to see grids from all masked to nearly done, few enough for a full-size float model on a small machine."""
+MAX_SIDE = 512
+"""Pixels. At 1024 the float codec alone takes more memory than quantization may (twice the largest component)."""
+CALIBRATION_PIXELS = 4 * 512 * 512
+"""Pictures painted to calibrate have about this many pixels together: four of 512x512, or all prompts when small."""
+
+FALLBACK_PROMPTS = ("a photo of a small red house near the lake", "two cats sleeping on a green sofa")
+"""For bundles that do not say what their model is asked for."""
+
+
+def small_settings(bundle: Bundle) -> dict[str, int]:
+    """Size and steps of a measurement: the bundle's own, within the limits above."""
+    defaults = bundle.manifest.defaults
+    sides = {side: min(MAX_SIDE, int(defaults[side])) for side in ("width", "height")}
+    return sides | {"num_inference_steps": min(MAX_STEPS, int(defaults["num_inference_steps"]))}
+
+
+def typical_prompts(bundle: Bundle) -> Sequence[str]:
+    """What people ask of the bundle's model, as its recipe says; at least two."""
+    prompts = bundle.manifest.source.get("prompts")
+    usable = isinstance(prompts, list) and len(prompts) > 1 and all(isinstance(text, str) for text in prompts)
+    return prompts if usable and prompts else FALLBACK_PROMPTS
+
+
+def record_calibration(bundle: Bundle, prompts: Sequence[str], progress: Progress) -> Mapping[str, list[Call]]:
+    """Runs of every component of a float bundle, by component.
+
+    Args:
+        bundle: of floats.
+        prompts: taken in turn; without any, the typical ones but the first, which measurements use.
+        progress: told about each picture.
+
+    Raises:
+        UsageError: a prompt is empty.
+    """
+    if any(not text.strip() for text in prompts):
+        raise UsageError("a calibration prompt is empty; give one prompt a line")
+    settings = small_settings(bundle)
+    texts = list(prompts) or list(typical_prompts(bundle)[1:])
+    number = max(1, min(len(texts), CALIBRATION_PIXELS // (settings["width"] * settings["height"])))
+    recorder = Recorder()
+    pipe = open_pipeline(bundle)
+    pipe.observer = recorder
+    for i, text in enumerate(texts[:number]):
+        progress("recording the float bundle", i, number)
+        pipe(text, seed=SEED + 1 + i, **settings)
+    calls: dict[str, list[Call]] = defaultdict(list)
+    for call in recorder.calls:
+        calls[call.component].append(call)
+    return calls
