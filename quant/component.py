@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from pochade.errors import UsageError
-from pochade.quant import dynamic_int8, expand, gather, nbits
+from pochade.quant import dynamic_int8, expand, gather, nbits, static_int8
 from pochade.quant.fidelity import Call
 from pochade.quant.moments import Moment, moment_groups
 from pochade.quant.scheme import FLOAT, Kind, Scheme, Storage, Use
@@ -101,13 +101,11 @@ def quantize_component(
     model = ir.load(source)
     parameters, bytes_before = _count_parameters(model), _size(source, model)
     decided = [(weight, decide(weight, component, scheme)) for weight in find_weights(model)]
-    calibrated = {
-        weight.name: (weight, storage) for weight, storage in decided if _is_calibrated(weight, storage, scheme)
-    }
+    special = {w.name: (w, storage) for w, storage in decided if _is_special(w, storage, scheme)}
     for weight, storage in decided:
-        if storage.kind is not Kind.FLOAT and weight.name not in calibrated:
+        if storage.kind is not Kind.FLOAT and weight.name not in special:
             REWRITES[weight.use, storage.kind](weight, storage)
-    _rewrite_calibrated(source, calibrated, scheme, calls, progress)
+    _rewrite_special(source, special, scheme, calls, progress)
     model.graph.opset_imports.setdefault(MICROSOFT, 1)
     data = _save(model, target, progress)
     return ComponentReport(
@@ -122,7 +120,7 @@ def quantize_component(
 def decide(weight: Weight, component: str, scheme: Scheme) -> Storage:
     """How the scheme keeps a weight, once the weight's size and type have had their say."""
     storage = scheme.storage(weight.use, f"{component}/{weight.name}")
-    if storage.kind is Kind.DYNAMIC and weight.dtype is ir.DataType.FLOAT16:
+    if storage.kind in (Kind.DYNAMIC, Kind.STATIC) and weight.dtype is ir.DataType.FLOAT16:
         raise UsageError(
             f"scheme {scheme.name} needs float32 activations, {component} computes in float16: "
             "quantize a float32 bundle, or take scheme int4"
@@ -137,25 +135,32 @@ def decide(weight: Weight, component: str, scheme: Scheme) -> Storage:
     return AS_HALF if came_as_half and storage.kind in (Kind.FLOAT, Kind.HALF) else storage
 
 
-def _is_calibrated(weight: Weight, storage: Storage, scheme: Scheme) -> bool:
-    """Whether a weight is rounded by the scheme's method. Eight bits gain nothing: activations are no finer."""
-    four_bits = weight.use is Use.LINEAR and storage.kind is Kind.BLOCKS and storage.bits == 4
-    return four_bits and (scheme.rounding != "rtn" or scheme.low_rank > 0)
+def _is_special(weight: Weight, storage: Storage, scheme: Scheme) -> bool:
+    """Whether a weight needs more than rounding to nearest."""
+    other_method = storage.kind is Kind.BLOCKS and storage.bits == 4 and scheme.rounding != "rtn"
+    return weight.use is Use.LINEAR and (other_method or scheme.looks_at_inputs(storage))
 
 
-def _rewrite_calibrated(
+def _rewrite_special(
     source: Path,
     chosen: dict[str, tuple[Weight, Storage]],
     scheme: Scheme,
     calls: Sequence[Call],
     progress: Progress | None,
 ) -> None:
-    """Round weights by the scheme's method, a group of layer inputs in memory at a time."""
+    """Rewrite what looks at layer inputs or takes its time, a group of inputs in memory at a time."""
     left = dict(chosen)
 
     def rewrite(name: str, moment: Moment | None) -> None:
         weight, storage = left.pop(name)
-        nbits.rewrite_calibrated(weight, storage, scheme.rounding, moment, scheme.low_rank)
+        if storage.kind is Kind.BLOCKS:
+            nbits.rewrite_calibrated(weight, storage, scheme.rounding, moment, scheme.low_rank)
+        elif moment is None:
+            dynamic_int8.rewrite(weight, storage)
+        elif storage.kind is Kind.STATIC:
+            static_int8.rewrite(weight, moment)
+        else:
+            dynamic_int8.rewrite_smoothed(weight, moment, scheme.smoothing)
         if progress is not None:
             progress(len(chosen) - len(left), len(chosen))
 

@@ -26,10 +26,27 @@ GROUP_BYTES = 400_000_000
 
 @dataclass(frozen=True)
 class Moment:
-    """Second moment of a layer's input."""
+    """Second moment and range of a layer's input."""
 
     second: NDArray[np.float32]
     """Sum over all rows seen of the outer product of the row with itself, (width, width)."""
+    lowest: NDArray[np.float32]
+    """Least value of each input, (width)."""
+    highest: NDArray[np.float32]
+    """Greatest value of each input, (width)."""
+
+    @classmethod
+    def of(cls, rows: NDArray[np.float32]) -> Moment:
+        """Of rows that were seen, (rows, width)."""
+        return cls(rows.T @ rows, rows.min(0), rows.max(0))
+
+    def __add__(self, other: Moment) -> Moment:
+        """Of the rows of both."""
+        return Moment(
+            self.second + other.second,
+            np.minimum(self.lowest, other.lowest),
+            np.maximum(self.highest, other.highest),
+        )
 
     @cached_property
     def damped(self) -> NDArray[np.float64]:
@@ -88,12 +105,10 @@ def _measure(
     instrument: Instrument, calls: Sequence[Call], group: Sequence[str], sources: dict[str, list[str]]
 ) -> dict[str, Moment]:
     """Run the calls once and add up the moments of a group of inputs."""
-    sums: dict[str, NDArray[np.float32]] = {}
+    moments: dict[str, Moment] = {}
     for call in calls:
         read = instrument.run(call.inputs, read=group)
         for source in group:
-            rows = read[source].reshape(-1, read[source].shape[-1]).astype(np.float32, copy=False)
-            product = rows.T @ rows
-            sums[source] = sums[source] + product if source in sums else product
-    moments = {source: Moment(second) for source, second in sums.items()}
+            here = Moment.of(read[source].reshape(-1, read[source].shape[-1]).astype(np.float32, copy=False))
+            moments[source] = moments[source] + here if source in moments else here
     return {name: moments[source] for source in group for name in sources[source]}

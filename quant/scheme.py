@@ -37,10 +37,12 @@ class Kind(StrEnum):
     """4 or 8 bits with a scale per block of inputs; `MatMulNBits` or `GatherBlockQuantized` computes from them."""
     DYNAMIC = "dynamic"
     """int8 with a scale per output channel; `DynamicQuantizeMatMul` also rounds the activations, at run time."""
+    STATIC = "static"
+    """The same with the range of the activations measured beforehand; `dynamic` where it could not be."""
 
 
 FORMS = {
-    Use.LINEAR: {Kind.FLOAT, Kind.HALF, Kind.BLOCKS, Kind.DYNAMIC},
+    Use.LINEAR: {Kind.FLOAT, Kind.HALF, Kind.BLOCKS, Kind.DYNAMIC, Kind.STATIC},
     Use.EMBEDDING: {Kind.FLOAT, Kind.HALF, Kind.BLOCKS},
     Use.CONV: {Kind.FLOAT, Kind.HALF, Kind.CHANNELS},
 }
@@ -103,6 +105,7 @@ FLOAT = Storage(Kind.FLOAT, 32)
 HALF = Storage(Kind.HALF, 16)
 CHANNELS = Storage(Kind.CHANNELS, 8)
 DYNAMIC = Storage(Kind.DYNAMIC, 8)
+STATIC = Storage(Kind.STATIC, 8)
 
 
 def blocks(bits: int, block_size: int = 128) -> Storage:
@@ -187,6 +190,8 @@ class Scheme:
     """How linear weights become 4-bit blocks: one of `rounding.METHODS`. All else is rounded to nearest."""
     chosen: Mapping[str, Storage] = field(default_factory=dict)
     """Forms found by measuring, by path; they come after the user's rules and before all else."""
+    smoothing: float = 0.0
+    """Strength of the smoothing of inputs of `dynamic` linear layers, 0 to 1; 0 for none."""
     low_rank: int = 0
     """Columns of the branch beside a 4-bit linear layer that carries its rounding error."""
 
@@ -201,6 +206,8 @@ class Scheme:
                 raise UsageError(f"scheme {self.name}: {use} weights cannot be kept as {storage}")
         if self.rounding not in ROUNDINGS:
             raise UsageError(f"rounding {self.rounding!r} is unknown: take {', '.join(ROUNDINGS)}")
+        if not 0 <= self.smoothing <= 1:
+            raise UsageError(f"smoothing of strength {self.smoothing} is not possible: take 0 to 1")
         if self.low_rank < 0:
             raise UsageError(f"a low-rank branch of {self.low_rank} columns is not possible")
         if self.sensitive.bits != 8:
@@ -209,8 +216,18 @@ class Scheme:
     @property
     def is_calibrated(self) -> bool:
         """Whether quantizing needs recorded runs of the float model."""
-        four_bits = self.linear.bits == 4 or any(storage.bits == 4 for storage in self.chosen.values())
-        return four_bits and (self.rounding in CALIBRATED or self.low_rank > 0)
+        return any(self.looks_at_inputs(storage) for storage in (self.linear, self.sensitive, *self.chosen.values()))
+
+    def looks_at_inputs(self, storage: Storage) -> bool:
+        """Whether keeping a linear weight like this needs to know what the layer is given."""
+        match storage.kind:
+            case Kind.BLOCKS:
+                # Eight bits gain nothing: activations are no finer.
+                return storage.bits == 4 and (self.rounding in CALIBRATED or self.low_rank > 0)
+            case Kind.DYNAMIC:
+                return self.smoothing > 0
+            case _:
+                return storage.kind is Kind.STATIC
 
     def storage(self, use: Use, path: str) -> Storage:
         """Form of the weight at `path` (`component/initializer name`)."""
@@ -257,6 +274,7 @@ class Scheme:
             "min_width": self.min_width,
             "chosen": len(self.chosen),
             "rounding": self.rounding,
+            "smoothing": self.smoothing,
             "low_rank": self.low_rank,
         }
 

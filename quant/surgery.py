@@ -76,21 +76,44 @@ def replace_linear(
     return products
 
 
-def add_constant(weight: Weight, suffix: str, array: Array) -> ir.Value:
+def add_constant(weight: Weight, suffix: str, array: Array, widen: bool = True) -> ir.Value:
     """A new initializer beside a weight, named after it, read as the type that the weight's readers compute in.
 
-    A narrower type is widened by a Cast, which ONNX Runtime folds when it opens the session.
+    A narrower type is widened by a Cast, which ONNX Runtime folds when it opens the session, unless told not to.
     """
     name = f"{weight.name}.{suffix}"
     tensor = ir.Tensor(array, name=name)
     value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
     weight.graph.register_initializer(value)
-    if tensor.dtype is weight.dtype:
+    if not widen or tensor.dtype is weight.dtype:
         return value
     wide = ir.Value(name=f"{name}.expanded", shape=tensor.shape, type=ir.TensorType(weight.dtype))
     cast = ir.node("Cast", [value], {"to": int(weight.dtype)}, outputs=[wide], name=wide.name)
     weight.graph.insert_before(weight.graph[0], cast)
     return wide
+
+
+def scale_input(weight: Weight, products: Sequence[ir.Node], factors: Array) -> None:
+    """Multiply the first input of each node by factors along its last axis."""
+    _before(weight, products, "Mul", [add_constant(weight, "input_factors", factors)], weight.dtype)
+
+
+def quantize_input(weight: Weight, products: Sequence[ir.Node], scale: ir.Value, zero: ir.Value) -> None:
+    """Round the first input of each node to uint8."""
+    _before(weight, products, "QuantizeLinear", [scale, zero], ir.DataType.UINT8)
+
+
+def _before(
+    weight: Weight, products: Sequence[ir.Node], op_type: str, operands: Sequence[ir.Value], dtype: ir.DataType
+) -> None:
+    """Let each node read `op_type(x, *operands)` in place of its first input x."""
+    for i, product in enumerate(products):
+        source, graph = product.inputs[0], product.graph
+        assert graph is not None and source is not None, f"node {product.name} belongs to no graph"
+        name = f"{weight.name}.input{i}"
+        output = ir.Value(name=name, shape=source.shape, type=ir.TensorType(dtype))
+        graph.insert_before(product, ir.node(op_type, [source, *operands], outputs=[output], name=name))
+        product.replace_input_with(0, output)
 
 
 def add_branch(weight: Weight, products: Sequence[ir.Node], down: ir.Value, up: ir.Value) -> None:

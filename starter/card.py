@@ -15,22 +15,22 @@ import torch
 from pochade.bundle import Bundle
 from pochade.machine import usable_cores
 from pochade.starter.checkpoint import STATE
-from pochade.starter.evaluate import Share
+from pochade.starter.evaluate import Share, checker_shares
 
 CARD = "CARD.md"
 
 
-def write_card(folder: Path, adherence: Mapping[str, Mapping[str, Mapping[str, int]]]) -> None:
+def write_card(folder: Path, adherence: Mapping[str, Mapping[str, int]]) -> None:
     """Write the card of a finished run.
 
     Args:
         folder: of the run, with the logs of its stages.
-        adherence: right pictures and their number, by bundle and category.
+        adherence: right pictures of the float bundle and their number, by category.
     """
     state = torch.load(folder / STATE, weights_only=True)
     codec = json.loads((folder / "codec.json").read_text("utf-8"))
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text("utf-8").splitlines()]
-    sizes = {name: Bundle.open(folder / name).size for name in adherence}
+    sizes = {name: Bundle.open(folder / name).size for name in ("fp32", "int8")}
     text = "\n".join(_lines(state, codec, log, sizes, adherence))
     (folder / CARD).write_text(text + "\n", "utf-8")
 
@@ -40,7 +40,7 @@ def _lines(
     codec: Mapping[str, Any],
     log: Sequence[Mapping[str, float]],
     sizes: Mapping[str, int],
-    adherence: Mapping[str, Mapping[str, Mapping[str, int]]],
+    adherence: Mapping[str, Mapping[str, int]],
 ) -> Iterator[str]:
     weights = sum(weight.numel() for weight in state["ema"].values())
     # Of the log's intervals, so that what else the machine did at times does not count.
@@ -56,10 +56,12 @@ def _lines(
     yield "**Data.** None but this code: scenes are drawn and described at random while training (`draw.py`,"
     yield "`captions.py`). Eight pairs of colour and shape, eight relations and some templates are never shown."
     yield ""
-    yield f"**Recipe.** {state['step']} steps of {state.get('batch', 64)} pictures, Muon and AdamW, seed fixed; transformer and"
-    yield f"text encoder have {weights / 1e6:.1f} M weights with those shared while training. At the median pace of the run"
-    yield f"that is {state['step'] / pace / 60:.0f} minutes; the codec took {codec['seconds'] / 60:.0f}. On {platform.machine()}, "
-    yield f"{usable_cores()} cores, PyTorch {torch.__version__}."
+    steps, batch = state["step"], state.get("batch", 64)
+    minutes = steps / pace / 60, sum(codec["seconds"].values()) / 60
+    yield f"**Recipe.** {steps} steps of {batch} pictures, Muon and AdamW, seed fixed. Transformer and text encoder"
+    yield f"have {weights / 1e6:.1f} M weights with those shared while training. At the median pace of the run that is"
+    yield f"{minutes[0]:.0f} minutes; the codec took {minutes[1]:.0f}. On {platform.machine()}, {usable_cores()} cores,"
+    yield f"PyTorch {torch.__version__}."
     if log:
         last = log[-1]
         yield (
@@ -70,10 +72,17 @@ def _lines(
     trip = ", ".join(f"{name} {value:.4g}" for name, value in codec["round trip"].items())
     yield f"**Codec round trip.** {trip}."
     yield ""
-    yield "**Right pictures**, painted by the runtime with the bundle's defaults and judged whole (`checker.py`):"
+    true, wrong = checker_shares(1000)
+    yield f"**Checker.** True pictures passed: {true}. Pictures of another scene passed: {wrong}."
     yield ""
-    yield "| category | " + " | ".join(f"{name}, {size / 1e6:.1f} MB" for name, size in sizes.items()) + " |"
-    yield "|---" * (1 + len(sizes)) + "|"
-    for category in next(iter(adherence.values())):
-        cells = [str(Share(rows[category]["right"], rows[category]["n"])) for rows in adherence.values()]
-        yield f"| {category} | " + " | ".join(cells) + " |"
+    bytes_said = ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in sizes.items())
+    yield f"**Bundles.** {bytes_said}; int8 is what ships."
+    yield ""
+    yield "**Right pictures** of the fp32 bundle with its defaults, judged whole (`checker.py`), 95 % Wilson intervals:"
+    yield ""
+    yield "| category | right |"
+    yield "|---|---|"
+    shares = {category: Share(row["right"], row["n"]) for category, row in adherence.items()}
+    total = Share(sum(share.right for share in shares.values()), sum(share.n for share in shares.values()))
+    for category, share in {**shares, "all": total}.items():
+        yield f"| {category} | {share} |"

@@ -45,7 +45,7 @@ EDGE = 3
 _BLUR = 5
 """Width in pixels of the neighbourhood whose colours a pixel of a face or house may have."""
 
-_SCATTERED = 18.0
+_SCATTERED = 26.0
 """Largest mean RGB distance of a cell from the flower or star it is taken for."""
 
 _STEP = 45.0

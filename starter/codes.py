@@ -15,6 +15,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
+from pochade.starter.draw import random_scene
 from pochade.starter.scenes import Figure, Fill, Mark, Scene, parts
 from pochade.starter.shapes import (
     BACKGROUNDS,
@@ -165,6 +166,16 @@ def factors() -> tuple[Codes, tuple[int, int, int]]:
     for (front, behind, patch), code in meaning.index.items():
         out[code] = colours.index(front), colours.index(behind), kinds.index(patch)
     return out, (len(colours) + 1, len(colours) + 1, len(kinds) + 1)
+
+
+@cache
+def unseen_codes(scenes: int = 20_000) -> Codes:
+    """Codes that training scenes do not hold though other scenes do; of a sample that is the same on every call."""
+    rng = np.random.default_rng(0)
+    seen = np.zeros(CODEBOOK, bool)
+    for _ in range(scenes):
+        seen[scene_codes(random_scene(rng))] = True
+    return np.flatnonzero(~seen[:USED])
 
 
 def colour_scale() -> tuple[NDArray[np.float64], float]:

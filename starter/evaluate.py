@@ -31,11 +31,14 @@ from pochade.starter.draw import (
     relation,
     single,
 )
-from pochade.starter.scenes import MOODS, SETTINGS, Scene
+from pochade.starter.scenes import MOODS, SETTINGS, Scene, render
 from pochade.starter.shapes import BACKGROUNDS, COLOURS
 
 Case = tuple[Scene, str]
 """A scene and the prompt that asks for it."""
+
+AT_ONCE = 16
+"""Pictures painted by one call."""
 
 SEEN = all_pairs(held_out=False)
 
@@ -200,16 +203,34 @@ def judge(
         seed: of the first picture.
         settings: arguments of the pipeline beside prompt and seed.
     """
-    verdicts = []
-    for i, (scene, prompt) in enumerate(chosen):
-        picture = pipe(prompt, seed=seed + i, **settings).images[0]
-        verdicts.append(check(np.asarray(picture), scene))
+    todo, verdicts = list(chosen), list[Verdict]()
+    for start in range(0, len(todo), AT_ONCE):
+        part = todo[start : start + AT_ONCE]
+        # Pictures of one call have consecutive seeds, and sessions are opened once for all of them.
+        pictures = pipe([prompt for _, prompt in part], seed=seed + start, **settings).images
+        verdicts += [check(np.asarray(picture), scene) for picture, (scene, _) in zip(pictures, part, strict=True)]
     return verdicts
 
 
 def share_of(verdicts: list[Verdict]) -> Share:
     """How many passed."""
     return Share(sum(verdict.passed for verdict in verdicts), len(verdicts))
+
+
+def checker_shares(n: int, seed: int = 1) -> tuple[Share, Share]:
+    """How often the checker passes true pictures, and how often pictures of other scenes; n of each."""
+    rng = np.random.default_rng(seed)
+    scenes = [random_scene(rng, held_out=True) for _ in range(n)]
+    pictures = [render(scene) for scene in scenes]
+    true = [check(picture, scene) for picture, scene in zip(pictures, scenes, strict=True)]
+    others = scenes[1:] + scenes[:1]
+    wrong = [
+        check(picture, other)
+        for picture, scene, other in zip(pictures, scenes, others, strict=True)
+        # Twins by chance are no error.
+        if other.undecorated() != scene.undecorated()
+    ]
+    return share_of(true), share_of(wrong)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization, remove_parametrizations
 
 from pochade.export.modules.clip_text import ClipTextConfig, ClipTextEncoder
 from pochade.export.modules.masked_transformer import MaskedTransformer, Modulation, TransformerConfig
-from pochade.starter.codes import CODEBOOK, factors
+from pochade.starter.codes import CODEBOOK, factors, unseen_codes
 from pochade.starter.shapes import SIDE
 
 VOCAB = CODEBOOK + 64
@@ -110,9 +111,18 @@ class Painter(nn.Module):
         register_parametrization(self.transformer.mlm_layer.conv2, "weight", SharedRows(dim, 0.02))
 
     def published(self) -> dict[str, Tensor]:
-        """The weights under the names of the published layout, with the shared rows folded in."""
+        """The weights under the names of the published layout, with the shared rows folded in.
+
+        What a code that training never showed has of its own is only what it is not: the head saw it as a wrong answer
+        to everything. In place of that it gets the mean of what codes with the same patch have of their own.
+        """
         folded = copy.deepcopy(self)
+        unseen, (numbers, _) = unseen_codes(), factors()
         for module in (folded.transformer.embed.embeddings, folded.transformer.mlm_layer.conv2):
+            own = module.parametrizations.weight.original.data
+            for code in unseen:
+                alike = np.setdiff1d(np.flatnonzero(numbers[:, 2] == numbers[code, 2]), unseen)
+                own[code] = own[alike].mean(0)
             remove_parametrizations(module, "weight")
         return folded.state_dict()
 

@@ -11,13 +11,18 @@ import pochade
 from pochade.starter.scenes import SIDE
 
 ROWS = (
-    ("a red circle", "a large blue star", "一个绿色的月亮", "a small pink heart"),
-    ("two purple triangles", "three orange stars", "a black ring on a light blue background", "一个黄色的十字"),
+    ("a large red star", "一个开心的脸", "a yellow house with a red roof and a tree", "a pink heart in the night sky"),
     (
-        "a red heart to the left of a blue circle",
-        "a green cross above a pink square",
-        "紫色的星星在红色圆形的右边",
-        "two black moons",
+        "a blue circle to the left of an orange cross",
+        "a red square, a green moon and a purple triangle",
+        "a red house with a blue roof and a tree in the snow at night",
+        "三个绿色星星",
+    ),
+    (
+        "a winking pink face on a meadow",
+        "a small black ring at the top right on a beige background",
+        "一个紫色房子，橙色屋顶，有树，沙滩上",
+        "a surprised blue face in the night sky",
     ),
 )
 GAP = 8

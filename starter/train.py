@@ -163,8 +163,23 @@ class Trainer:
         return float(state["spent"])
 
 
+SEPARATED_BY = 300
+"""Step at which the caption test must have separated."""
+
+SEPARATION = 0.5
+"""Nats by which a picture's own caption must explain it better than none."""
+
+
+class CaptionIgnoredError(RuntimeError):
+    """The text does not reach the picture; more training would not mend that."""
+
+
 def run(trainer: Trainer, folder: Path, budget: Budget, save_minutes: float = 3.0, test_steps: int = 100) -> None:
-    """Train until the budget is used, logging to `log.jsonl` in the folder."""
+    """Train until the budget is used, logging to `log.jsonl` in the folder.
+
+    Raises:
+        CaptionIgnoredError: the caption test has not separated in time.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     budget.spent = trainer.resume(folder)
     test, size = CaptionTest.build(trainer.batches), trainer.batches.size
@@ -182,6 +197,11 @@ def run(trainer: Trainer, folder: Path, budget: Budget, save_minutes: float = 3.
             log.info(json.dumps(row))
             with (folder / "log.jsonl").open("a") as file:
                 file.write(json.dumps(row) + "\n")
+            if trainer.step >= SEPARATED_BY and row["empty"] - row["true"] < SEPARATION:
+                raise CaptionIgnoredError(
+                    f"after {trainer.step} steps a caption explains its picture no better than none does "
+                    f"({row['true']} and {row['empty']} nats): stopped; see docs/train-your-own.md"
+                )
         if budget.seconds() - saved > 60 * save_minutes:
             trainer.save(folder, budget.seconds())
             saved = budget.seconds()

@@ -32,7 +32,7 @@ def correlated(n: int, width: int = WIDTH, seed: int = 0) -> NDArray[np.float32]
 
 WEIGHT = RNG.standard_normal((ROWS, WIDTH)).astype(np.float32)
 SEEN, UNSEEN = correlated(400), correlated(200, seed=9)
-MOMENT = Moment(SEEN.T @ SEEN)
+MOMENT = Moment.of(SEEN)
 
 
 def kept(method: str, moment: Moment | None = MOMENT, block_size: int = 64) -> NDArray[np.float32]:
@@ -78,13 +78,13 @@ def test_gptq_knows_nothing_without_a_moment() -> None:
 
 
 def test_gptq_on_independent_inputs_only_rounds() -> None:
-    alone = Moment(np.eye(WIDTH, dtype=np.float32))
+    alone = Moment.of(np.eye(WIDTH, dtype=np.float32))
     np.testing.assert_allclose(kept("gptq", alone), kept("search", alone), atol=1e-6)
 
 
 @pytest.mark.parametrize("method", ROUNDINGS)
 def test_widths_that_fill_no_block(method: str) -> None:
-    narrow, moment = WEIGHT[:, :100], Moment((SEEN.T @ SEEN)[:100, :100])
+    narrow, moment = WEIGHT[:, :100], Moment.of(SEEN[:, :100])
     scales, codes = METHODS[method](narrow, 4, 64, np.float32, moment)
     assert codes.shape == (ROWS, 2, 64)
     assert not codes[:, 1, 36:].any()
@@ -108,7 +108,7 @@ def test_the_inverse_factor_is_one() -> None:
 
 
 def test_a_layer_that_is_given_nothing_is_still_rounded() -> None:
-    silent = Moment(np.zeros((WIDTH, WIDTH), np.float32))
+    silent = Moment.of(np.zeros((4, WIDTH), np.float32))
     assert np.isfinite(kept("gptq", silent)).all()
 
 

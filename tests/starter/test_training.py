@@ -14,6 +14,7 @@ from safetensors import safe_open  # noqa: E402
 
 from pochade.export.families.meissonic import Meissonic  # noqa: E402
 from pochade.export.recipes import choose, read_recipes  # noqa: E402
+from pochade.starter import train  # noqa: E402
 from pochade.starter.build import main  # noqa: E402
 from pochade.starter.data import Batches, mask_counts, starter_tokenizer  # noqa: E402
 from pochade.starter.evaluate import CATEGORIES  # noqa: E402
@@ -86,7 +87,6 @@ def test_the_checkpoint_is_taken_by_the_exporter(checkpoint: Path) -> None:
 def test_the_card_tells_what_was_made(checkpoint: Path) -> None:
     card = (checkpoint.parent / "CARD.md").read_text("utf-8")
     assert "Apache-2.0" in card
-    assert "| category | fp32, " in card
     assert sum(line.startswith("| ") and "/1 = " in line for line in card.splitlines()) == len(CATEGORIES)
 
 
@@ -110,6 +110,14 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> 
     run(rest, tmp_path / "parts", Budget(samples=16))
     for name, weight in whole.ema.items():
         assert torch.allclose(weight, rest.ema[name], atol=1e-5), name
+
+
+def test_a_run_that_ignores_its_captions_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = toy_trainer()
+    monkeypatch.setattr(train, "SEPARATED_BY", 2)
+    with pytest.raises(train.CaptionIgnoredError, match="after 2 steps"):
+        run(trainer, tmp_path, Budget(samples=400), test_steps=1)
+    assert trainer.step == 2
 
 
 def test_training_lowers_the_loss() -> None:

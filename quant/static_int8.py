@@ -1,0 +1,33 @@
+"""Linear layers on int8 weights and activations with a range measured beforehand: QuantizeLinear, MatMulIntegerToFloat.
+
+Inputs of `com.microsoft.MatMulIntegerToFloat` are x uint8, B (inputs, outputs) int8, the scales of both, their zero
+points and the bias. Inputs beyond the measured range are cut off.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from pochade.quant.dynamic_int8 import add_channels
+from pochade.quant.moments import Moment
+from pochade.quant.select import Weight
+from pochade.quant.surgery import add_constant, drop, quantize_input, replace_linear
+
+BIAS_INDEX = 6
+
+
+def rewrite(weight: Weight, moment: Moment) -> None:
+    """Replace the readers of a float32 linear weight, a following bias Add included."""
+    low, high = min(0.0, float(moment.lowest.min())), max(0.0, float(moment.highest.max()))
+    scale = np.array((high - low) / 255 or 1.0, np.float32)
+    zero = np.array(np.clip(round(-low / float(scale)), 0, 255), np.uint8)
+    codes, scales = add_channels(weight, None)
+    constants = [
+        add_constant(weight, "input_scale", scale, widen=False),
+        add_constant(weight, "input_zero", zero, widen=False),
+    ]
+    operands: list[ir.Value] = [codes, constants[0], scales, constants[1]]
+    products = replace_linear(weight, "MatMulIntegerToFloat", operands, BIAS_INDEX, {})
+    quantize_input(weight, products, *constants)
+    drop(weight)
