@@ -19,7 +19,7 @@ from pochade.quant.search import Goal, Search, folder_size, read_recipe, write_r
 from pochade.quant.sensitivity import Journal
 from pochade.quant.trial import record_calibration
 
-ATTEMPTS = 4
+ATTEMPTS = 6
 """Times a search may quantize before it gives up on its goal."""
 
 FLOAT_PRECISIONS = ("fp32", "fp16")

@@ -31,7 +31,7 @@ MANIFEST_BYTES = 40_000
 RECIPE_BYTES_PER_WEIGHT = 420
 
 MARGIN = 0.97
-"""Share of the noise allowed that a second attempt plans with."""
+"""By how much more than it missed the goal a further attempt is tightened."""
 
 
 @dataclass(frozen=True)
@@ -127,16 +127,12 @@ class Search:
             return excess > 0
         assert self.goal.min_snr is not None
         wanted, missed = _noise_at(self.goal.min_snr), False
-        for name, options in self.options.items():
+        for name in self.options:
             measured = _noise_at(float(scorecard.components[name].get("snr_db", math.inf)))
-            if measured <= wanted:
-                continue
-            # What is not the weights' noise is that of rounded activations, and more bits leave it as it is.
-            floor = max(0.0, measured - sum(self.choice[path].noise for path in options))
-            if floor >= wanted:
-                raise self._out_of_reach(name)
-            self._limits[name] = min(self._limits[name], MARGIN * (wanted - floor))
-            missed = True
+            if measured > wanted:
+                # Beside the weights' noise there is that of rounded activations, and a little they do to each other.
+                self._limits[name] *= MARGIN * wanted / measured
+                missed = True
         return missed
 
     def recipe(self) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -24,3 +26,16 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def model(request: pytest.FixtureRequest) -> str:
     """Name of a tiny checkpoint, with and without the down- and up-sampler."""
     return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def small_bundles(bundles: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The same, painting 64x64 pixels unless told otherwise: measuring them takes a moment."""
+    folder = tmp_path_factory.mktemp("small")
+    for name, source in bundles.items():
+        shutil.copytree(source, folder / name)
+        path = folder / name / "bundle.json"
+        manifest = json.loads(path.read_text("utf-8"))
+        manifest["defaults"] |= {"width": 64, "height": 64, "num_inference_steps": 4}
+        path.write_text(json.dumps(manifest), "utf-8")
+    return {path.name: path for path in folder.iterdir()}

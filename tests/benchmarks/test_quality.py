@@ -21,15 +21,15 @@ STARTER = BUILT_IN / "starter"
 
 
 @pytest.fixture(scope="module")
-def pair(bundles: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def pair(small_bundles: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A float bundle and its int4 form."""
     small = tmp_path_factory.mktemp("quality") / "int4"
-    quantize_bundle(bundles["monetico-tiny"], small, SCHEMES["int4"])
-    return bundles["monetico-tiny"], small
+    quantize_bundle(small_bundles["monetico-tiny"], small, SCHEMES["int4"])
+    return small_bundles["monetico-tiny"], small
 
 
-def test_a_bundle_equals_itself(bundles: dict[str, Path]) -> None:
-    bundle = Bundle.open(bundles["monetico-tiny"])
+def test_a_bundle_equals_itself(small_bundles: dict[str, Path]) -> None:
+    bundle = Bundle.open(small_bundles["monetico-tiny"])
     quality = compare(bundle, bundle, pictures=2, steps=3, progress=lambda *_: None)
     assert {d.snr_db for d in quality.components.values() if d.signal} == {CEILING_DB}
     assert quality.forced.agreement == quality.token_agreement == 1.0
@@ -48,8 +48,8 @@ def test_forced_tokens_come_from_the_chain(pair: tuple[Path, Path]) -> None:
     assert quality.components["transformer"].snr_db < quality.components["condition"].snr_db < CEILING_DB
 
 
-def test_a_replay_counts_only_what_another_component_fed(bundles: dict[str, Path]) -> None:
-    pipe = open_pipeline(Bundle.open(bundles["meissonic-tiny"]))
+def test_a_replay_counts_only_what_another_component_fed(small_bundles: dict[str, Path]) -> None:
+    pipe = open_pipeline(Bundle.open(small_bundles["meissonic-tiny"]))
     calls, result = record(pipe, "a cat", 1, num_inference_steps=2)
     names = [call.component for call in calls]
     assert names[-1] == "vq_encoder"
@@ -104,8 +104,8 @@ def test_ssim_falls_with_structure() -> None:
     assert ssim(one, opposite) < ssim(one, other) < 0.9
 
 
-def test_bundles_of_two_sources_are_refused(bundles: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "quality", str(bundles["monetico-tiny"]), str(bundles["meissonic-tiny"])]) == 2
+def test_bundles_of_two_sources_are_refused(small_bundles: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "quality", str(small_bundles["monetico-tiny"]), str(small_bundles["meissonic-tiny"])]) == 2
     assert "do not come from one source: they differ in" in capsys.readouterr().err
 
 

@@ -73,7 +73,8 @@ def test_static_ranges_are_those_that_were_measured(tmp_path: Path) -> None:
     held = initializers(path)
     assert held["w.weight.input_scale"] == pytest.approx((seen.max() - seen.min()) / 255, rel=1e-5)
     clipped = np.clip(x, seen.min(), seen.max())
-    assert relative_error(run(path, x=x), clipped @ WEIGHT) < 0.03
+    # Steps of 1.4 beside two inputs of size 60 and 126 of size 1: sqrt(128 * 1.4^2 / 12 / 7326) is 0.054.
+    assert relative_error(run(path, x=x), clipped @ WEIGHT) < 0.065
 
 
 def test_layers_nobody_watched_are_dynamic(tmp_path: Path) -> None:

@@ -25,8 +25,8 @@ FOUR, EIGHT = blocks(4), blocks(8)
 
 INT4 = SCHEMES["int4"]
 
-SHORT: dict[str, Any] = {"prompts": ["a cat"]}
-"""One picture to calibrate with."""
+SHORT: dict[str, Any] = {"prompts": ["a cat", "a house by a lake", "two dogs", "red"]}
+"""A few small pictures to calibrate with."""
 
 
 def weight(*points: tuple[int, float]) -> tuple[Option, ...]:
@@ -99,13 +99,15 @@ def test_goals_that_cannot_be_meant(arguments: dict[str, float]) -> None:
 
 
 @pytest.fixture(scope="module")
-def uniform(bundles: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def uniform(small_bundles: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """int4 by the fixed rule."""
-    return quantize_bundle(bundles["meissonic-tiny"], tmp_path_factory.mktemp("uniform") / "int4", INT4, **SHORT)
+    return quantize_bundle(small_bundles["meissonic-tiny"], tmp_path_factory.mktemp("uniform") / "int4", INT4, **SHORT)
 
 
-def test_a_size_is_kept_and_the_recipe_repeats_it(bundles: dict[str, Path], uniform: Bundle, tmp_path: Path) -> None:
-    source, size = bundles["meissonic-tiny"], uniform.size + 150_000
+def test_a_size_is_kept_and_the_recipe_repeats_it(
+    small_bundles: dict[str, Path], uniform: Bundle, tmp_path: Path
+) -> None:
+    source, size = small_bundles["meissonic-tiny"], uniform.size + 150_000
     found = quantize_bundle(source, tmp_path / "found", INT4, **SHORT, goal=Goal(target_size=size))
     assert found.size <= size
     assert not list(tmp_path.glob("*.jsonl"))
@@ -122,8 +124,8 @@ def test_a_size_is_kept_and_the_recipe_repeats_it(bundles: dict[str, Path], unif
     assert read_recipe(found.path / RECIPE, INT4)[1] == recipe
 
 
-def test_a_fidelity_is_kept_by_every_component(bundles: dict[str, Path], tmp_path: Path) -> None:
-    source = bundles["meissonic-tiny"]
+def test_a_fidelity_is_kept_by_every_component(small_bundles: dict[str, Path], tmp_path: Path) -> None:
+    source = small_bundles["meissonic-tiny"]
     sizes = []
     for snr in (20.0, 36.0):
         found = quantize_bundle(source, tmp_path / f"{snr}", INT4, **SHORT, goal=Goal(min_snr=snr))
@@ -134,14 +136,14 @@ def test_a_fidelity_is_kept_by_every_component(bundles: dict[str, Path], tmp_pat
     assert sizes[0] < sizes[1]
 
 
-def test_the_users_rules_come_first(bundles: dict[str, Path], tmp_path: Path) -> None:
+def test_the_users_rules_come_first(small_bundles: dict[str, Path], tmp_path: Path) -> None:
     scheme = INT4.keeping([Keep("^condition/", 32)])
-    found = quantize_bundle(bundles["monetico-tiny"], tmp_path / "kept", scheme, **SHORT, goal=Goal(min_snr=20.0))
+    found = quantize_bundle(small_bundles["monetico-tiny"], tmp_path / "kept", scheme, **SHORT, goal=Goal(min_snr=20.0))
     assert found.manifest.components["condition"].precision == "fp32"
 
 
 def test_an_interrupted_search_goes_on(
-    bundles: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_bundles: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from pochade.quant import sensitivity
 
@@ -154,7 +156,7 @@ def test_an_interrupted_search_goes_on(
         return original(*arguments)  # type: ignore[arg-type]
 
     def build() -> Bundle:
-        return quantize_bundle(bundles["monetico-tiny"], tmp_path / "b", INT4, **SHORT, goal=Goal(min_snr=20.0))
+        return quantize_bundle(small_bundles["monetico-tiny"], tmp_path / "b", INT4, **SHORT, goal=Goal(min_snr=20.0))
 
     monkeypatch.setattr(sensitivity, "_noise", failing)
     with pytest.raises(KeyboardInterrupt):
@@ -178,18 +180,18 @@ def test_an_interrupted_search_goes_on(
         (Goal(min_snr=99.0), "cannot keep 99 dB"),
     ],
 )
-def test_goals_out_of_reach(goal: Goal, reason: str, bundles: dict[str, Path], tmp_path: Path) -> None:
+def test_goals_out_of_reach(goal: Goal, reason: str, small_bundles: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=reason):
-        quantize_bundle(bundles["monetico-tiny"], tmp_path / "b", INT4, **SHORT, goal=goal)
+        quantize_bundle(small_bundles["monetico-tiny"], tmp_path / "b", INT4, **SHORT, goal=goal)
     assert not (tmp_path / "b").exists()
 
 
 def test_a_goal_that_measuring_never_meets_ends(
-    bundles: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_bundles: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(quant_bundle, "folder_size", lambda _: 10**9)
     with pytest.raises(UsageError):
-        quantize_bundle(bundles["monetico-tiny"], tmp_path / "b", INT4, **SHORT, goal=Goal(target_size=2_000_000))
+        quantize_bundle(small_bundles["monetico-tiny"], tmp_path / "b", INT4, **SHORT, goal=Goal(target_size=2_000_000))
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"weights": 3}', '{"rounding": "x", "weights": {"a": {"kind": "odd"}}}'])
@@ -200,10 +202,10 @@ def test_files_that_are_no_recipe(text: str, tmp_path: Path) -> None:
         read_recipe(path, INT4)
 
 
-def test_the_verb_searches(bundles: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_verb_searches(small_bundles: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("\na cat\n\n", "utf-8")
-    source, target = str(bundles["monetico-tiny"]), tmp_path / "out"
+    source, target = str(small_bundles["monetico-tiny"]), tmp_path / "out"
     assert main(["quantize", source, "-o", str(target), "--min-snr", "20", "--calibration", str(prompts)]) == 0
     assert capsys.readouterr().out.strip() == str(target)
     again = tmp_path / "again"
@@ -211,8 +213,10 @@ def test_the_verb_searches(bundles: dict[str, Path], tmp_path: Path, capsys: pyt
     assert (again / RECIPE).read_bytes() == (target / RECIPE).read_bytes()
 
 
-def test_nothing_is_quantized_without_saying_how(bundles: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["quantize", str(bundles["monetico-tiny"]), "-o", "x"]) == 2
+def test_nothing_is_quantized_without_saying_how(
+    small_bundles: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["quantize", str(small_bundles["monetico-tiny"]), "-o", "x"]) == 2
     assert "--target-size SIZE, --min-snr DB" in capsys.readouterr().err
 
 

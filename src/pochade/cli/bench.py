@@ -104,7 +104,7 @@ def report(quality: Quality) -> Iterator[str]:
     yield ""
     rows = [["component, on the reference's inputs", "SNR", "equal"]]
     for name, difference in quality.components.items():
-        snr = f"{difference.snr_db:.1f} dB" if difference.signal else "-"
+        snr = _db(difference.snr_db) if difference.signal else "-"
         rows.append([name, snr, f"{difference.agreement:.2%}" if difference.counted else "-"])
     yield table(rows)
     yield ""
@@ -114,12 +114,19 @@ def report(quality: Quality) -> Iterator[str]:
         yield f"tokens of the final grid, every step from its own: {quality.token_agreement:.2%} equal"
     pictures = quality.pictures
     yield (
-        f"pictures with the same noise: PSNR {pictures.psnr_db:.1f} dB, SSIM {pictures.ssim:.3f} (medians; the "
-        f"reference with other noise: {pictures.other_seed_psnr_db:.1f} dB, {pictures.other_seed_ssim:.3f})"
+        f"pictures with the same noise: PSNR {_db(pictures.psnr_db)}, SSIM {pictures.ssim:.3f} (medians; the "
+        f"reference with other noise: {_db(pictures.other_seed_psnr_db)}, {pictures.other_seed_ssim:.3f})"
     )
     if quality.adherence:
         yield ""
         yield from _adherence(quality)
+
+
+def _db(value: float) -> str:
+    """A ratio in dB; the one that stands for no difference in words."""
+    from pochade.quant.fidelity import CEILING_DB
+
+    return "infinite" if value >= CEILING_DB else f"{value:.1f} dB"
 
 
 def _adherence(quality: Quality) -> Iterator[str]:
