@@ -13,18 +13,23 @@ Options = Mapping[str, Sequence[Option]]
 Choice = dict[str, Option]
 
 
-def within_bytes(options: Options, budget: int) -> Choice | None:
-    """The least total noise that the budget buys; None where even the smallest forms exceed it.
+def within_bytes(options: Options, budget: int, start: Choice | None = None) -> Choice | None:
+    """The least total noise that the budget buys; None where even the first choice exceeds it.
 
     Noise of different weights adds up, as independent errors do. Every weight begins with its smallest form; the step
     that takes most noise away per byte comes next, until nothing more fits. Along the convex hull of each weight's
     options that is optimal but for the last step (Everett 1963, Operations Research 11(3)).
+
+    Args:
+        options: of every weight.
+        budget: bytes of all together.
+        start: forms to begin with, in place of the smallest; of `within_noise`.
     """
-    choice = {name: forms[0] for name, forms in options.items()}
+    choice = dict(start) if start else {name: forms[0] for name, forms in options.items()}
     left = budget - sum(option.bytes for option in choice.values())
     if left < 0:
         return None
-    for name, option in _steps(options):
+    for name, option in _steps(options, choice):
         price = option.bytes - choice[name].bytes
         if price <= left:
             choice[name] = option
@@ -36,7 +41,7 @@ def within_noise(options: Options, limit: float) -> Choice | None:
     """The fewest bytes that keep the total noise at or below a limit; None where nothing does."""
     choice = {name: forms[0] for name, forms in options.items()}
     noise = sum(option.noise for option in choice.values())
-    for name, option in _steps(options):
+    for name, option in _steps(options, choice):
         if noise <= limit:
             break
         noise += option.noise - choice[name].noise
@@ -44,9 +49,9 @@ def within_noise(options: Options, limit: float) -> Choice | None:
     return choice if sum(option.noise for option in choice.values()) <= limit else None
 
 
-def _steps(options: Options) -> Iterator[tuple[str, Option]]:
-    """Steps along every weight's convex hull, the best bargain of all first."""
-    hulls = {name: hull(forms) for name, forms in options.items()}
+def _steps(options: Options, start: Choice) -> Iterator[tuple[str, Option]]:
+    """Steps along every weight's convex hull from where it starts, the best bargain of all first."""
+    hulls = {name: [o for o in hull(forms) if o.bytes >= start[name].bytes] for name, forms in options.items()}
     heap = [(-_bargain(h[0], h[1]), name, 1) for name, h in hulls.items() if len(h) > 1]
     heapq.heapify(heap)
     while heap:

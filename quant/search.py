@@ -25,10 +25,10 @@ from pochade.quant.sensitivity import Journal, measure, other_bytes, stored_byte
 RECIPE = "recipe.json"
 """File of a bundle that says which form each weight got, and why."""
 
-MANIFEST_BYTES = 40_000
-"""What the manifest and the recipe's head take, generously."""
+MANIFEST_BYTES = 20_000
+"""What the manifest and the recipe's head take, about."""
 
-RECIPE_BYTES_PER_WEIGHT = 420
+RECIPE_BYTES_PER_WEIGHT = 300
 
 MARGIN = 0.97
 """By how much more than it missed the goal a further attempt is tightened."""
@@ -77,6 +77,8 @@ class Search:
         self.scheme = scheme
         self.goal = goal
         self.options: dict[str, Options] = {}
+        self._rule: dict[str, Storage] = {}
+        """What the scheme would give each weight."""
         self._fixed_bytes = MANIFEST_BYTES
         if bundle.tokenizer_path is not None:
             self._fixed_bytes += bundle.tokenizer_path.stat().st_size
@@ -85,6 +87,7 @@ class Search:
             model = ir.load(path)
             weights = find_weights(model)
             self._fixed_bytes += path.stat().st_size + other_bytes(model, weights)
+            self._rule |= {f"{name}/{weight.name}": decide(weight, name, scheme) for weight in weights}
             if _gives_floats(calls.get(name, ())):
 
                 def told(done: int, total: int, name: str = name) -> None:
@@ -149,13 +152,26 @@ class Search:
         return {"goal": goal, "rounding": self.scheme.rounding, "weights": rows}
 
     def _within_size(self) -> Choice:
+        """The best within the budget; if it can be had, with no component worse off than by the fixed rule."""
         assert self._budget is not None
         pooled = {path: forms for options in self.options.values() for path, forms in options.items()}
-        choice = within_bytes(pooled, self._budget - self._fixed_bytes)
+        budget = self._budget - self._fixed_bytes
+        choice = within_bytes(pooled, budget, self._as_good_as_the_rule()) or within_bytes(pooled, budget)
         if choice is None:
             least = self._fixed_bytes + sum(forms[0].bytes for forms in pooled.values())
             raise UsageError(f"the bundle cannot be as small as {self.goal.target_size} bytes: {least} is the least")
         return choice
+
+    def _as_good_as_the_rule(self) -> Choice:
+        """The fewest bytes with no more noise in any component than the scheme's own rule leaves."""
+        out: Choice = {}
+        for options in self.options.values():
+            ruled = sum(
+                option.noise for path in options for option in options[path] if option.storage == self._rule[path]
+            )
+            # Rounding of the sum must not rule the rule itself out.
+            out |= within_noise(options, ruled * (1 + 1e-9)) or {path: forms[0] for path, forms in options.items()}
+        return out
 
     def _above_snr(self) -> Choice:
         out: Choice = {}

@@ -121,8 +121,8 @@ def other_bytes(model: ir.Model, weights: Sequence[Weight]) -> int:
     return sum(_pages(tensor.nbytes) for tensor in tensors if tensor is not None and tensor.nbytes > INLINE_BYTES)
 
 
-def _pages(size: int) -> int:
-    return -(-size // ALIGNMENT) * ALIGNMENT
+def _pages(size: float) -> int:
+    return -(-int(size) // ALIGNMENT) * ALIGNMENT
 
 
 def measure(

@@ -52,6 +52,17 @@ def test_bytes_buy_the_least_noise() -> None:
     assert within_bytes(OPTIONS, 23) is None
 
 
+def test_a_budget_may_begin_with_a_choice() -> None:
+    start = within_noise({"b": OPTIONS["b"]}, 1.5)
+    assert start is not None
+    begun = {"a": OPTIONS["a"][0], "c": OPTIONS["c"][0]} | start
+    choice = within_bytes(OPTIONS, 60, begun)
+    assert choice is not None
+    assert choice["b"].noise <= 1.5
+    assert choice["a"].noise <= 1.0
+    assert within_bytes(OPTIONS, 30, begun) is None
+
+
 def test_noise_is_kept_for_the_fewest_bytes() -> None:
     choice = within_noise(OPTIONS, 4.0)
     assert choice is not None
