@@ -14,7 +14,7 @@ import torch
 
 from pochade.bundle import Bundle
 from pochade.machine import usable_cores
-from pochade.starter.checkpoint import STATE
+from pochade.starter.checkpoint import LOG, STATE
 from pochade.starter.evaluate import Share, checker_shares
 
 CARD = "CARD.md"
@@ -29,7 +29,8 @@ def write_card(folder: Path, adherence: Mapping[str, Mapping[str, int]]) -> None
     """
     state = torch.load(folder / STATE, weights_only=True)
     codec = json.loads((folder / "codec.json").read_text("utf-8"))
-    log = [json.loads(line) for line in (folder / "log.jsonl").read_text("utf-8").splitlines()]
+    lines = (folder / LOG).read_text("utf-8").splitlines() if (folder / LOG).exists() else []
+    log = [json.loads(line) for line in lines]
     sizes = {name: Bundle.open(folder / name).size for name in ("fp32", "int8")}
     text = "\n".join(_lines(state, codec, log, sizes, adherence))
     (folder / CARD).write_text(text + "\n", "utf-8")

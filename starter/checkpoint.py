@@ -19,6 +19,9 @@ State = dict[str, torch.Tensor]
 STATE = "state.pt"
 """File of a run with everything it needs to go on."""
 
+LOG = "log.jsonl"
+"""File of a run with a line every hundred steps."""
+
 CODEC = "codec.pt"
 """File of a run with the codec's weights."""
 

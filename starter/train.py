@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pochade.starter.captions import caption
-from pochade.starter.checkpoint import STATE
+from pochade.starter.checkpoint import LOG, STATE
 from pochade.starter.codes import scene_codes
 from pochade.starter.data import Batch, Batches
 from pochade.starter.draw import random_scene
@@ -195,7 +195,7 @@ def run(trainer: Trainer, folder: Path, budget: Budget, save_minutes: float = 3.
             row |= test.run(trainer.painter)
             losses.clear()
             log.info(json.dumps(row))
-            with (folder / "log.jsonl").open("a") as file:
+            with (folder / LOG).open("a") as file:
                 file.write(json.dumps(row) + "\n")
             if trainer.step >= SEPARATED_BY and row["empty"] - row["true"] < SEPARATION:
                 raise CaptionIgnoredError(

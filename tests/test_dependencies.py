@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 RUNTIME = {"numpy", "PIL", "tokenizers", "onnxruntime"}
-QUANT = {"numpy", "onnx", "onnx_ir"}
+QUANT = {"numpy", "PIL", "onnx", "onnx_ir"}
 EXPORT = {"numpy", "tokenizers", "torch", "onnx", "onnx_ir", "onnxscript", "safetensors", "yaml"}
 ALLOWED = {"src/pochade": {"numpy"}, "runtime": RUNTIME, "quant": QUANT, "export": EXPORT}
 """Packages that each part may import: those its extra in pyproject.toml brings."""

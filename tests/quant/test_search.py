@@ -56,11 +56,12 @@ def test_a_budget_may_begin_with_a_choice() -> None:
     start = within_noise({"b": OPTIONS["b"]}, 1.5)
     assert start is not None
     begun = {"a": OPTIONS["a"][0], "c": OPTIONS["c"][0]} | start
-    choice = within_bytes(OPTIONS, 60, begun)
+    # 1.5 is reached by the largest form alone: the middle one is no bargain.
+    assert start["b"].bytes == 40
+    choice = within_bytes(OPTIONS, 66, begun)
     assert choice is not None
-    assert choice["b"].noise <= 1.5
-    assert choice["a"].noise <= 1.0
-    assert within_bytes(OPTIONS, 30, begun) is None
+    assert [choice[name].bytes for name in "abc"] == [20, 40, 4]
+    assert within_bytes(OPTIONS, 53, begun) is None
 
 
 def test_noise_is_kept_for_the_fewest_bytes() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,18 +56,13 @@ def run_quality(arguments: argparse.Namespace) -> int:
             raise OutputError(f"cannot write {path}: there is no folder {path.parent}")
     if arguments.plot is not None and arguments.plot.suffix not in (".png", ".svg", ".pdf"):
         raise UsageError(f"--plot {arguments.plot} must end in .png, .svg or .pdf")
-    try:
-        import scipy  # noqa: F401 - asked for here, where the answer can name the extra
-
-        from pochade.benchmarks.plots import plot_quality
-        from pochade.benchmarks.quality import compare
-
-        if arguments.plot is not None:
-            import matplotlib  # noqa: F401
-    except ImportError as error:
+    wanted = ["scipy", "onnx_ir", *(["matplotlib"] if arguments.plot is not None else [])]
+    if missing := [name for name in wanted if find_spec(name) is None]:
         raise MissingExtraError(
-            f'bench quality needs more packages ({error}): pip install "pochade[cpu,quant,bench]"'
-        ) from None
+            f'bench quality needs more packages ({", ".join(missing)}): pip install "pochade[cpu,quant,bench]"'
+        )
+    from pochade.benchmarks.plots import plot_quality
+    from pochade.benchmarks.quality import compare
     from pochade.bundle import Bundle
     from pochade.runtime.locate import resolve
 
