@@ -159,7 +159,8 @@ def record(pipe: Pipeline, prompt: str, seed: int, **settings: Any) -> tuple[lis
 
 def pixels(image: Image.Image) -> NDArray[np.float32]:
     """The picture as a codec's encoder reads it, float32 (1, 3, height, width) in 0..1."""
-    return np.asarray(image, np.float32).transpose(2, 0, 1)[None] / 255
+    channels_first: NDArray[np.float32] = np.asarray(image, np.float32).transpose(2, 0, 1)[None] / np.float32(255)
+    return channels_first
 
 
 def psnr(expected: Image.Image, found: Image.Image) -> float:

@@ -79,6 +79,7 @@ def _layer_input(weight: Weight, graph: ir.Graph) -> ir.Value | None:
     if weight.use is not Use.LINEAR or len(inputs) != 1:
         return None
     (source,) = inputs
-    owner = source.producer().graph if source is not None and source.producer() is not None else graph
+    producer = source.producer() if source is not None else None
+    owner = producer.graph if producer is not None else graph
     is_constant = source is None or source.is_initializer() or source.type is None
     return None if is_constant or owner is not graph else source

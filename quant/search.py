@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from pochade.bundle import MANIFEST_NAME, Bundle
+from pochade.bundle import Bundle
 from pochade.errors import InputRefusedError, UsageError
+from pochade.manifest import MANIFEST_NAME
 from pochade.quant.allocate import Choice, Options, within_bytes, within_noise
 from pochade.quant.component import decide
 from pochade.quant.fidelity import Call, Progress
@@ -140,10 +141,10 @@ class Search:
 
     def recipe(self) -> dict[str, Any]:
         """What was chosen and what every weight's options cost, for people to review and for `read_recipe`."""
-        rows = {}
+        rows: dict[str, dict[str, Any]] = {}
         for options in self.options.values():
             for path, forms in options.items():
-                rows[path] = self.choice[path].storage.to_manifest()
+                rows[path] = dict(self.choice[path].storage.to_manifest())
                 if len(forms) > 1:
                     rows[path]["noise_db"] = {
                         str(option.storage): round(10 * math.log10(option.noise), 1) for option in forms if option.noise

@@ -144,7 +144,7 @@ def measure(
     instrument = Instrument(path, reading=False)
     weights = instrument.weights
     fixed = {name for name, weight in weights.items() if not _has_choice(weight, component, scheme)}
-    out = {
+    out: dict[str, tuple[Option, ...]] = {
         name: (Option(kept, stored_bytes(weights[name], kept), 0.0),)
         for name in fixed
         for kept in [decide(weights[name], component, scheme)]

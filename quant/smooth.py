@@ -22,4 +22,5 @@ def smoothing_factors(moment: Moment, weight_peaks: NDArray[np.floating], streng
     factors = peaks**strength / np.maximum(weight_peaks, 1e-6).astype(np.float64) ** (1 - strength)
     # Only ratios matter; a mean of 1 keeps numbers near where they were.
     factors /= np.exp(np.log(factors).mean())
-    return factors.astype(np.float32)
+    out: NDArray[np.float32] = factors.astype(np.float32)
+    return out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pochade.bundle import Bundle
 from pochade.errors import UsageError
@@ -21,7 +22,7 @@ FALLBACK_PROMPTS = ("a photo of a small red house near the lake", "two cats slee
 """For bundles that do not say what their model is asked for."""
 
 
-def small_settings(bundle: Bundle) -> dict[str, int]:
+def small_settings(bundle: Bundle) -> dict[str, Any]:
     """Size and steps of a measurement: the bundle's own, within the limits above."""
     defaults = bundle.manifest.defaults
     sides = {side: min(MAX_SIDE, int(defaults[side])) for side in ("width", "height")}

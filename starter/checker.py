@@ -208,8 +208,10 @@ def without_decorations(picture: NDArray[np.uint8], grounds: NDArray[np.object_]
     for row in range(GRID):
         for column in range(GRID):
             table = DECORATIONS.get(grounds[row, column], {})
+            if not table:
+                continue
             cell = out[row * CELL : (row + 1) * CELL, column * CELL : (column + 1) * CELL]
-            behind = np.array(BACKGROUNDS[grounds[row, column]], np.float64) if table else None
+            behind = np.array(BACKGROUNDS[grounds[row, column]], np.float64)
             for name, ink in table.values():
                 drawn = behind + marks()[name][..., None] * (np.array(ink, np.float64) - behind)
                 if np.linalg.norm(cell - drawn, axis=-1).mean() <= _SCATTERED:

@@ -144,7 +144,7 @@ def train_codec(
     """
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
-    codec.to(memory_format=torch.channels_last)
+    codec.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     modules = {"decoder": [codec.post_quant_conv, codec.decoder], "encoder": [codec.encoder, codec.quant_conv]}[part]
     weights = [w for module in modules for w in module.parameters()]
     # Matrices of three rows (the picture's colours) have no directions to balance.

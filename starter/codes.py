@@ -143,7 +143,7 @@ def scene_codes(scene: Scene) -> Codes:
             case Fill(colour, top, left, height, width):
                 grid[top : top + height, left : left + width] = index[colour, colour, "flat"]
             case Figure(colour, behind, top, left, mask):
-                covered, edge, prototype = _stencil(mask.tobytes(), mask.shape)  # type: ignore[arg-type]
+                covered, edge, prototype = _stencil(mask.tobytes(), mask.shape)
                 box = grid[top : top + len(edge), left : left + edge.shape[1]]
                 box[covered] = index[colour, colour, "flat"]
                 box[edge] = index[colour, behind, "edge 0"] + prototype[edge]

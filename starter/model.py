@@ -86,14 +86,16 @@ class SharedRows(nn.Module):
     def __init__(self, dim: int, std: float) -> None:
         super().__init__()
         numbers, sizes = factors()
+        self.numbers: Tensor
         self.register_buffer("numbers", torch.from_numpy(numbers), persistent=False)
         self.tables = nn.ParameterList(nn.Parameter(torch.randn(size, dim) * std) for size in sizes)
 
     def forward(self, weight: Tensor) -> Tensor:
         """The table with the shared parts added; rows after the codes stay as they are."""
-        shared = sum(table[numbers] for table, numbers in zip(self.tables, self.numbers.T, strict=True))
-        rows = nn.functional.pad(shared, (0, 0, 0, len(weight) - len(shared)))
-        return weight + rows.view_as(weight)
+        rows = [table[numbers] for table, numbers in zip(self.tables, self.numbers.T, strict=True)]
+        shared = torch.stack(rows).sum(0)
+        padded = nn.functional.pad(shared, (0, 0, 0, len(weight) - len(shared)))
+        return weight + padded.view_as(weight)
 
 
 class Painter(nn.Module):
@@ -119,7 +121,9 @@ class Painter(nn.Module):
         folded = copy.deepcopy(self)
         unseen, (numbers, _) = unseen_codes(), factors()
         for module in (folded.transformer.embed.embeddings, folded.transformer.mlm_layer.conv2):
-            own = module.parametrizations.weight.original.data
+            # Registered by register_parametrization, which types do not follow.
+            parametrized: Any = module
+            own = parametrized.parametrizations.weight.original.data
             for code in unseen:
                 alike = np.setdiff1d(np.flatnonzero(numbers[:, 2] == numbers[code, 2]), unseen)
                 own[code] = own[alike].mean(0)

@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 import pochade
-from pochade.starter.scenes import SIDE
+from pochade.starter.shapes import SIDE
 
 ROWS = (
     ("a large red star", "一个开心的脸", "a yellow house with a red roof and a tree", "a pink heart in the night sky"),

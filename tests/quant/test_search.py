@@ -124,7 +124,7 @@ def test_a_size_is_kept_and_the_recipe_repeats_it(
     assert found.size <= size
     assert not list(tmp_path.glob("*.jsonl"))
     assert {c.precision for c in found.manifest.components.values()} <= {"mixed", "fp32"}
-    assert found.verify() is None
+    found.verify()
     recipe = json.loads((found.path / RECIPE).read_text("utf-8"))
     assert recipe["goal"] == {"target_size": size}
     bits = {row["bits"] for row in recipe["weights"].values()}
@@ -159,7 +159,7 @@ def test_an_interrupted_search_goes_on(
 ) -> None:
     from pochade.quant import sensitivity
 
-    original, tried = sensitivity._noise, []
+    original, tried = sensitivity._noise, list[Any]()
 
     def failing(*arguments: object) -> dict[str, float]:
         if len(tried) == 5:
@@ -174,7 +174,7 @@ def test_an_interrupted_search_goes_on(
     with pytest.raises(KeyboardInterrupt):
         build()
     assert [path.name for path in tmp_path.iterdir()] == ["b.search.jsonl"]
-    names = {weight.name for weight in tried}  # type: ignore[attr-defined]
+    names = {weight.name for weight in tried}
 
     def counting(*arguments: object) -> dict[str, float]:
         assert arguments[1].name not in names  # type: ignore[attr-defined]
