@@ -17,6 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from pochade.bundle import Bundle
+from pochade.quant.blocks import rows_of
 from pochade.quant.component import decide
 from pochade.quant.fidelity import Call
 from pochade.quant.moments import moment_groups
@@ -39,8 +40,7 @@ def round_component(source: Path, target: Path, name: str, bits: int, method: st
     for group in moment_groups(source, list(weights), calls):
         for weight_name, moment in group.items():
             weight = weights[weight_name]
-            matrix = weight.tensor.numpy()
-            rows = matrix if weight.axis == 0 else matrix.T
+            rows = rows_of(weight)
             scales, codes = METHODS[method](rows, bits, BLOCK, np.float32, moment)
             kept = (codes * scales[..., None]).reshape(len(rows), -1)[:, : weight.width].astype(np.float32)
             plain = kept if weight.axis == 0 else kept.T

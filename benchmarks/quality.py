@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +13,9 @@ from PIL import Image
 
 from pochade.bundle import Bundle
 from pochade.errors import UsageError
-from pochade.quant.fidelity import Difference, open_pipeline, psnr, record, replay
+from pochade.quant.fidelity import Difference, Progress, open_pipeline, psnr, record, replay
 from pochade.quant.trial import MAX_SIDE, small_settings, typical_prompts
 from pochade.runtime.pipeline import Pipeline
-
-Progress = Callable[[str, int, int], None]
 
 LEVEL = 0.05
 """Significance level below which a difference is no longer called noise."""

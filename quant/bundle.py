@@ -12,7 +12,7 @@ from typing import Any
 from pochade.bundle import Bundle, BundleWriter, Component, Manifest
 from pochade.errors import InputRefusedError, OutputError, UsageError
 from pochade.quant.component import ComponentReport, quantize_component
-from pochade.quant.fidelity import Call
+from pochade.quant.fidelity import Call, Progress
 from pochade.quant.scheme import Kind, Scheme
 from pochade.quant.scorecard import Scorecard
 from pochade.quant.search import Goal, Search, folder_size, read_recipe, write_recipe
@@ -23,9 +23,6 @@ ATTEMPTS = 6
 """Times a search may quantize before it gives up on its goal."""
 
 FLOAT_PRECISIONS = ("fp32", "fp16")
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, and how much of it is."""
 
 
 def quantize_bundle(

@@ -98,7 +98,7 @@ class Search:
                 self.options[name] = {f"{name}/{weight}": options for weight, options in found.items()}
             else:
                 # What it gives is whole numbers, which say nothing of a small error.
-                self._fixed_bytes += sum(stored_bytes(weight, decide(weight, name, scheme)) for weight in weights)
+                self._fixed_bytes += sum(stored_bytes(w, self._rule[f"{name}/{w.name}"]) for w in weights)
         self._fixed_bytes += RECIPE_BYTES_PER_WEIGHT * sum(map(len, self.options.values()))
         self._budget = goal.target_size
         self._limits = dict.fromkeys(self.options, _noise_at(goal.min_snr or 0.0))

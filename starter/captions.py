@@ -16,6 +16,7 @@ import numpy as np
 from pochade.starter import words
 from pochade.starter.draw import USUAL_COLOUR
 from pochade.starter.scenes import Face, House, Scene, Thing
+from pochade.starter.shapes import SIDE
 
 LANGUAGES = ("en", "zh")
 
@@ -62,7 +63,7 @@ def _a(phrase: str) -> str:
 
 def _place(thing: Thing) -> tuple[int, int]:
     """Column and row of a single object, each -1, 0 or 1."""
-    middle = 64
+    middle = SIDE // 2
     return int(np.sign(thing.x - middle)), int(np.sign(thing.y - middle))
 
 

@@ -188,13 +188,12 @@ def random_of(kind: str, rng: np.random.Generator, pairs: list[Pair]) -> Scene:
     return backdrop(scene, random_backdrop(rng), rng)
 
 
-def random_scene(rng: np.random.Generator, shares: dict[str, float] | None = None, held_out: bool = False) -> Scene:
-    """A random scene with kinds by their `shares`; what is held out appears only when asked for."""
-    shares = shares or SHARES
-    edges = np.cumsum(list(shares.values()))
+def random_scene(rng: np.random.Generator, held_out: bool = False) -> Scene:
+    """A random scene with kinds by their SHARES; what is held out appears only when asked for."""
+    edges = np.cumsum(list(SHARES.values()))
     pairs = all_pairs(held_out)
     while True:
-        kind = list(shares)[int(np.searchsorted(edges, rng.random() * edges[-1], side="right"))]
+        kind = list(SHARES)[int(np.searchsorted(edges, rng.random() * edges[-1], side="right"))]
         scene = random_of(kind, rng, pairs)
         if held_out or not is_held_out(scene):
             return scene
