@@ -14,7 +14,7 @@ from PIL import Image
 from pochade.bundle import Bundle
 from pochade.errors import UsageError
 from pochade.quant.fidelity import Difference, Progress, open_pipeline, psnr, record, replay
-from pochade.quant.trial import MAX_SIDE, small_settings, typical_prompts
+from pochade.quant.trial import small_settings, typical_prompts
 from pochade.runtime.pipeline import Pipeline
 
 LEVEL = 0.05
@@ -151,8 +151,8 @@ def compare(
         adherence: pictures per category to judge, for starter bundles.
         prompts: taken in turn; without any, the typical ones of the model.
         seed: of the first picture; the next ones count up.
-        steps: denoise steps of the compared pictures; without, the bundle's own, but at most 4 for pictures larger
-            than 512 pixels, which are also painted smaller.
+        steps: denoise steps of the compared pictures; without, the bundle's own, but at most 4 for pictures of more
+            than 256x256 pixels, which are painted at 512x512 at most.
         progress: told what is done.
 
     Raises:
@@ -161,9 +161,7 @@ def compare(
     check_one_source(reference, other)
     if adherence and not is_starter(reference):
         raise UsageError(f"only starter bundles can be judged for adherence, and {reference.manifest.name} is none")
-    settings: dict[str, Any] = {}
-    if int(reference.manifest.defaults["width"]) > MAX_SIDE // 2:
-        settings = small_settings(reference)
+    settings = small_settings(reference)
     if steps is not None:
         settings["num_inference_steps"] = steps
     texts = list(prompts) or typical_prompts(reference)

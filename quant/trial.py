@@ -15,6 +15,8 @@ MAX_STEPS = 4
 """Enough to see grids from all masked to nearly done, few enough for a full-size float model on a small machine."""
 MAX_SIDE = 512
 """Pixels. At 1024 the float codec alone takes more memory than quantization may (twice the largest component)."""
+SMALL_PIXELS = 256 * 256
+"""Pictures up to this size are painted with all their steps: what depends on the step's number is seen at each."""
 CALIBRATION_PIXELS = 4 * 512 * 512
 """Pictures painted to calibrate have about this many pixels together: four of 512x512, or all prompts when small."""
 
@@ -26,7 +28,9 @@ def small_settings(bundle: Bundle) -> dict[str, Any]:
     """Size and steps of a measurement: the bundle's own, within the limits above."""
     defaults = bundle.manifest.defaults
     sides = {side: min(MAX_SIDE, int(defaults[side])) for side in ("width", "height")}
-    return sides | {"num_inference_steps": min(MAX_STEPS, int(defaults["num_inference_steps"]))}
+    steps = int(defaults["num_inference_steps"])
+    small = int(defaults["width"]) * int(defaults["height"]) <= SMALL_PIXELS
+    return sides | {"num_inference_steps": steps if small else min(MAX_STEPS, steps)}
 
 
 def typical_prompts(bundle: Bundle) -> Sequence[str]:
