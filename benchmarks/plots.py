@@ -3,55 +3,78 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pochade.benchmarks.quality import Quality
+from pochade.benchmarks.quality import Comparison
+from pochade.starter.evaluate import Share
 
-REFERENCE, OTHER = "#7f8c9a", "#d1495b"
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+REFERENCE = "#7f8c9a"
+BUNDLES = ("#d1495b", "#2e6f95", "#edae49", "#66a182", "#8d6a9f")
 
 
-def plot_quality(quality: Quality, path: Path) -> None:
+def plot_quality(comparison: Comparison, path: Path) -> None:
     """SNR of the components, and right pictures by category with 95 % intervals if they were judged.
 
     Args:
-        quality: what to draw.
+        comparison: what to draw.
         path: file to write; its suffix chooses the format.
     """
     from matplotlib.figure import Figure
 
-    from pochade.starter.evaluate import Share
-
-    panels = 2 if quality.adherence else 1
-    figure = Figure(figsize=(5.2 * panels, 4.6), layout="constrained")
-    axes = figure.subplots(1, panels, squeeze=False)[0]
-    floats = {name: d.snr_db for name, d in quality.components.items() if d.signal}
-    axes[0].barh(list(floats), list(floats.values()), color=OTHER)
-    axes[0].invert_yaxis()
-    axes[0].set_xlabel("signal-to-noise ratio of the outputs, dB")
-    axes[0].set_title(f"{quality.other.manifest.name} against {quality.reference.manifest.name}", fontsize="medium")
-    for y, value in enumerate(floats.values()):
-        axes[0].text(value, y, f" {value:.1f}", va="center", fontsize="small")
-    axes[0].margins(x=0.12)
-    if quality.adherence:
-        names = list(quality.adherence)
-        for side, colour, offset in (("reference", REFERENCE, -0.16), ("other", OTHER, 0.16)):
-            shares = [Share(getattr(shares, side), shares.n) for shares in quality.adherence.values()]
-            values = [100 * share.value for share in shares]
-            ends = [[100 * end for end in share.interval()] for share in shares]
-            axes[1].errorbar(
-                values,
-                [y + offset for y in range(len(names))],
-                xerr=[
-                    [max(0.0, v - low) for v, (low, _) in zip(values, ends, strict=True)],
-                    [max(0.0, high - v) for v, (_, high) in zip(values, ends, strict=True)],
-                ],
-                fmt="o",
-                markersize=4,
-                color=colour,
-                label=getattr(quality, side).manifest.name,
-            )
-        axes[1].set_yticks(range(len(names)), names)
-        axes[1].invert_yaxis()
-        axes[1].set_xlabel("right pictures, % (95 % Wilson intervals)")
-        axes[1].legend(fontsize="small", loc="lower left")
-        axes[1].grid(axis="x", alpha=0.3)
+    judged = bool(comparison.bundles[0].adherence)
+    figure = Figure(figsize=(10.4 if judged else 5.2, 4.6), layout="constrained")
+    axes = figure.subplots(1, 2 if judged else 1, squeeze=False)[0]
+    _components(axes[0], comparison)
+    if judged:
+        _adherence(axes[1], comparison)
     figure.savefig(path, dpi=120)
+
+
+def _components(axes: Axes, comparison: Comparison) -> None:
+    height = 0.8 / len(comparison.bundles)
+    names = [name for name, d in comparison.bundles[0].components.items() if d.signal]
+    for i, quality in enumerate(comparison.bundles):
+        values = [quality.components[name].snr_db for name in names]
+        places = [row + (i + 0.5) * height - 0.4 for row in range(len(names))]
+        axes.barh(places, values, height, color=BUNDLES[i % len(BUNDLES)], label=quality.bundle.manifest.name)
+        for y, value in zip(places, values, strict=True):
+            axes.text(value, y, f" {value:.1f}", va="center", fontsize="small")
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set_xlabel("signal-to-noise ratio of the outputs, dB")
+    axes.set_title(f"against {comparison.reference.manifest.name}", fontsize="medium")
+    axes.margins(x=0.12)
+    axes.legend(fontsize="small", loc="lower right")
+
+
+def _adherence(axes: Axes, comparison: Comparison) -> None:
+    first = comparison.bundles[0].adherence
+    # The reference was judged once, so any bundle's pairs hold its shares.
+    series = [(comparison.reference, REFERENCE, [Share(pair.reference, pair.n) for pair in first.values()])]
+    for i, quality in enumerate(comparison.bundles):
+        shares = [Share(pair.other, pair.n) for pair in quality.adherence.values()]
+        series.append((quality.bundle, BUNDLES[i % len(BUNDLES)], shares))
+    apart = 0.64 / len(series)
+    for i, (bundle, colour, shares) in enumerate(series):
+        values = [100 * share.value for share in shares]
+        ends = [[100 * end for end in share.interval()] for share in shares]
+        axes.errorbar(
+            values,
+            [row + (i + 0.5) * apart - 0.32 for row in range(len(shares))],
+            xerr=[
+                [max(0.0, v - low) for v, (low, _) in zip(values, ends, strict=True)],
+                [max(0.0, high - v) for v, (_, high) in zip(values, ends, strict=True)],
+            ],
+            fmt="o",
+            markersize=4,
+            color=colour,
+            label=bundle.manifest.name,
+        )
+    axes.set_yticks(range(len(first)), list(first))
+    axes.invert_yaxis()
+    axes.set_xlabel("right pictures, % (95 % Wilson intervals)")
+    axes.legend(fontsize="small", loc="lower left")
+    axes.grid(axis="x", alpha=0.3)

@@ -1,4 +1,4 @@
-"""What one bundle loses against another of the same source: numbers, tokens, pictures, and right pictures."""
+"""What bundles lose against the one they come from: numbers, tokens, pictures, and right pictures."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from PIL import Image
 
 from pochade.bundle import Bundle
 from pochade.errors import UsageError
-from pochade.quant.fidelity import Difference, Progress, open_pipeline, psnr, record, replay
+from pochade.quant.fidelity import Call, Difference, Progress, open_pipeline, psnr, record, replay
 from pochade.quant.trial import small_settings, typical_prompts
-from pochade.runtime.pipeline import Pipeline
+from pochade.runtime.pipeline import Pipeline, Result
 
 LEVEL = 0.05
 """Significance level below which a difference is no longer called noise."""
@@ -101,11 +101,9 @@ class PictureDistance:
 
 @dataclass(frozen=True)
 class Quality:
-    """The whole comparison."""
+    """What one bundle loses."""
 
-    reference: Bundle
-    other: Bundle
-    settings: Mapping[str, Any]
+    bundle: Bundle
     components: Mapping[str, Difference]
     forced: Difference
     """Draws of every step, each step starting from the reference's grid."""
@@ -118,9 +116,8 @@ class Quality:
     def to_json(self) -> dict[str, Any]:
         """For files."""
         return {
-            "reference": {"name": self.reference.manifest.name, "bytes": self.reference.size},
-            "other": {"name": self.other.manifest.name, "bytes": self.other.size},
-            "settings": dict(self.settings),
+            "name": self.bundle.manifest.name,
+            "bytes": self.bundle.size,
             "components": {name: difference.to_json() for name, difference in self.components.items()},
             "tokens": {
                 "forced_agreement": round(self.forced.agreement, 4) if self.forced.counted else None,
@@ -131,9 +128,71 @@ class Quality:
         }
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """Bundles against the one they come from, on the same prompts and noise."""
+
+    reference: Bundle
+    settings: Mapping[str, Any]
+    bundles: Sequence[Quality]
+
+    def to_json(self) -> dict[str, Any]:
+        """For files."""
+        return {
+            "reference": {"name": self.reference.manifest.name, "bytes": self.reference.size},
+            "settings": dict(self.settings),
+            "bundles": [quality.to_json() for quality in self.bundles],
+        }
+
+
+class _Sums:
+    """What is measured of one bundle, picture after picture."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+        self.pipe = open_pipeline(bundle)
+        self.components: dict[str, Difference] = {}
+        self.forced = Difference()
+        self.agreements: list[float] = []
+        self.distances: list[tuple[float, float, float, float]] = []
+
+    def add(
+        self, calls: Sequence[Call], prompt: str, expected: Result, elsewhere: Image.Image, **settings: Any
+    ) -> None:
+        """Repeat what the reference did, and paint the picture again.
+
+        Args:
+            calls: of the reference while it painted.
+            prompt: of the picture.
+            expected: what the reference painted.
+            elsewhere: what it painted with other noise.
+            settings: arguments of the pipeline.
+        """
+        replayed = replay(self.pipe, calls, lambda *_: None)
+        for name, difference in replayed.components.items():
+            self.components.setdefault(name, Difference()).merge(difference)
+        self.forced.merge(replayed.forced)
+        found = self.pipe(prompt, **settings)
+        if expected.tokens:
+            self.agreements.append(float((expected.tokens[0] == found.tokens[0]).mean()))
+        image, again = expected.images[0], found.images[0]
+        self.distances.append((psnr(image, again), ssim(image, again), psnr(image, elsewhere), ssim(image, elsewhere)))
+
+    def quality(self, adherence: Mapping[str, PairedShares]) -> Quality:
+        """All of it."""
+        return Quality(
+            self.bundle,
+            self.components,
+            self.forced,
+            statistics.fmean(self.agreements) if self.agreements else None,
+            PictureDistance(*(statistics.median(column) for column in zip(*self.distances, strict=True))),
+            adherence,
+        )
+
+
 def compare(
     reference: Bundle,
-    other: Bundle,
+    bundles: Sequence[Bundle],
     *,
     pictures: int = 4,
     adherence: int = 0,
@@ -141,13 +200,13 @@ def compare(
     seed: int = 0,
     steps: int | None = None,
     progress: Progress,
-) -> Quality:
-    """Compare two bundles of one source on the CPU.
+) -> Comparison:
+    """Compare bundles with the one they come from, on the CPU.
 
     Args:
         reference: usually the float bundle.
-        other: usually a quantized one.
-        pictures: pictures painted by both to compare numbers, tokens and pixels.
+        bundles: usually quantized ones.
+        pictures: pictures painted by all to compare numbers, tokens and pixels.
         adherence: pictures per category to judge, for starter bundles.
         prompts: taken in turn; without any, the typical ones of the model.
         seed: of the first picture; the next ones count up.
@@ -158,48 +217,29 @@ def compare(
     Raises:
         UsageError: the bundles do not come from one source, or cannot be judged.
     """
-    check_one_source(reference, other)
+    for bundle in bundles:
+        check_one_source(reference, bundle)
     if adherence and not is_starter(reference):
         raise UsageError(f"only starter bundles can be judged for adherence, and {reference.manifest.name} is none")
     settings = small_settings(reference)
     if steps is not None:
         settings["num_inference_steps"] = steps
     texts = list(prompts) or typical_prompts(reference)
-    ours, theirs = open_pipeline(reference), open_pipeline(other)
-    totals: dict[str, Difference] = {}
-    forced, agreements, distances = Difference(), list[float](), list[tuple[float, float, float, float]]()
+    ours, sums = open_pipeline(reference), [_Sums(bundle) for bundle in bundles]
     for i in range(pictures):
         prompt = texts[i % len(texts)]
-        progress("painting and comparing", i, pictures)
         calls, expected = record(ours, prompt, seed + i, **settings)
-        replayed = replay(theirs, calls, lambda *_: None)
-        for name, difference in replayed.components.items():
-            totals.setdefault(name, Difference()).merge(difference)
-        forced.merge(replayed.forced)
-        found = theirs(prompt, seed=seed + i, **settings)
         elsewhere = ours(prompt, seed=seed + pictures + i, **settings).images[0]
-        if expected.tokens:
-            agreements.append(float((expected.tokens[0] == found.tokens[0]).mean()))
-        image = expected.images[0]
-        distances.append(
-            (
-                psnr(image, found.images[0]),
-                ssim(image, found.images[0]),
-                psnr(image, elsewhere),
-                ssim(image, elsewhere),
-            )
-        )
+        for j, each in enumerate(sums):
+            progress("painting and comparing", i * len(sums) + j, pictures * len(sums))
+            each.add(calls, prompt, expected, elsewhere, seed=seed + i, **settings)
+    shares = _adherence([ours, *(each.pipe for each in sums)], adherence, seed, progress)
     used = expected.settings
-    return Quality(
+    return Comparison(
         reference,
-        other,
         {key: used[key] for key in ("num_inference_steps", "guidance_scale", "width", "height")}
         | {"pictures": pictures, "seed": seed},
-        totals,
-        forced,
-        statistics.fmean(agreements) if agreements else None,
-        PictureDistance(*(statistics.median(column) for column in zip(*distances, strict=True))),
-        _adherence(ours, theirs, adherence, seed, progress) if adherence else {},
+        [each.quality(found) for each, found in zip(sums, shares, strict=True)],
     )
 
 
@@ -241,15 +281,23 @@ def ssim(expected: Image.Image, found: Image.Image) -> float:
     return float(values.mean())
 
 
-def _adherence(ours: Pipeline, theirs: Pipeline, n: int, seed: int, progress: Progress) -> dict[str, PairedShares]:
-    """Right pictures by category, and over all."""
+def _adherence(pipes: Sequence[Pipeline], n: int, seed: int, progress: Progress) -> list[dict[str, PairedShares]]:
+    """Right pictures of every pipeline but the first beside the first's, by category and over all."""
+    out: list[dict[str, PairedShares]] = [{} for _ in pipes[1:]]
+    if not n:
+        return out
     from pochade.starter.evaluate import CATEGORIES, cases, judge
 
-    verdicts: dict[str, tuple[list[bool], list[bool]]] = {}
+    pooled: list[list[bool]] = [[] for _ in pipes]
     for i, category in enumerate(CATEGORIES):
-        progress("judging pictures", i, len(CATEGORIES))
         chosen = cases(category, n, seed)
-        right = [[v.passed for v in judge(pipe, chosen, seed)] for pipe in (ours, theirs)]
-        verdicts[category] = (right[0], right[1])
-    pooled = [sum((pair[side] for pair in verdicts.values()), list[bool]()) for side in (0, 1)]
-    return {name: PairedShares.of(*pair) for name, pair in verdicts.items()} | {"all": PairedShares.of(*pooled)}
+        right = list[list[bool]]()
+        for j, pipe in enumerate(pipes):
+            progress("judging pictures", i * len(pipes) + j, len(CATEGORIES) * len(pipes))
+            right.append([verdict.passed for verdict in judge(pipe, chosen, seed)])
+            pooled[j] += right[j]
+        for shares, verdicts in zip(out, right[1:], strict=True):
+            shares[category] = PairedShares.of(right[0], verdicts)
+    for shares, verdicts in zip(out, pooled[1:], strict=True):
+        shares["all"] = PairedShares.of(pooled[0], verdicts)
+    return out

@@ -30,7 +30,7 @@ def pair(small_bundles: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
 
 def test_a_bundle_equals_itself(small_bundles: dict[str, Path]) -> None:
     bundle = Bundle.open(small_bundles["monetico-tiny"])
-    quality = compare(bundle, bundle, pictures=2, steps=3, progress=lambda *_: None)
+    (quality,) = compare(bundle, [bundle], pictures=2, steps=3, progress=lambda *_: None).bundles
     assert {d.snr_db for d in quality.components.values() if d.signal} == {CEILING_DB}
     assert quality.forced.agreement == quality.token_agreement == 1.0
     assert quality.pictures.psnr_db == CEILING_DB
@@ -40,12 +40,16 @@ def test_a_bundle_equals_itself(small_bundles: dict[str, Path]) -> None:
 
 def test_forced_tokens_come_from_the_chain(pair: tuple[Path, Path]) -> None:
     reference, other = map(Bundle.open, pair)
-    quality = compare(reference, other, pictures=1, steps=4, progress=lambda *_: None)
+    told: list[tuple[int, int]] = []
+    compared = compare(reference, [other, reference], pictures=1, steps=4, progress=lambda _, i, n: told.append((i, n)))
+    quality, itself = compared.bundles
     # The sampler alone draws from exact features, the chain from rounded ones.
     assert quality.components["sampler"].agreement > quality.forced.agreement
     assert 0.3 < quality.forced.agreement < 1.0
     assert quality.token_agreement is not None
     assert quality.components["transformer"].snr_db < quality.components["condition"].snr_db < CEILING_DB
+    assert itself.forced.agreement == 1.0
+    assert told == [(0, 2), (1, 2)]
 
 
 def test_a_replay_counts_only_what_another_component_fed(small_bundles: dict[str, Path]) -> None:
@@ -124,7 +128,7 @@ def test_the_verb_prints_tables_and_writes_files(
     assert "int4" in out.splitlines()[0]
     assert "tokens drawn, every step from the reference's grid" in out
     values = json.loads(files["--json"].read_text("utf-8"))
-    assert values["components"]["transformer"]["snr_db"] > 5
+    assert values["bundles"][0]["components"]["transformer"]["snr_db"] > 5
     with Image.open(files["--plot"]) as plot:
         assert plot.width > 400
 
@@ -132,11 +136,13 @@ def test_the_verb_prints_tables_and_writes_files(
 def test_the_starter_is_judged_by_category(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "quality.json"
     plot = tmp_path / "quality.svg"
-    arguments = ["bench", "quality", str(STARTER), str(STARTER), "--pictures", "1", "--steps", "4"]
+    arguments = ["bench", "quality", *[str(STARTER)] * 3, "--pictures", "1", "--steps", "4"]
     assert main([*arguments, "--adherence", "1", "--json", str(path), "--plot", str(plot)]) == 0
-    values = json.loads(path.read_text("utf-8"))["adherence"]
-    assert values["all"]["n"] == len(values) - 1
-    assert all(row["verdict"] == "noise" for row in values.values())
+    bundles = json.loads(path.read_text("utf-8"))["bundles"]
+    assert len(bundles) == 2
+    for values in (bundle["adherence"] for bundle in bundles):
+        assert values["all"]["n"] == len(values) - 1
+        assert all(row["verdict"] == "noise" for row in values.values())
     assert "exact McNemar test" in capsys.readouterr().out
     assert "<svg" in plot.read_text("utf-8")
 

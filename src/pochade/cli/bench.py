@@ -15,7 +15,7 @@ from pochade.cli.text import human_size, table
 from pochade.errors import MissingExtraError, OutputError, UsageError
 
 if TYPE_CHECKING:
-    from pochade.benchmarks.quality import Quality
+    from pochade.benchmarks.quality import Comparison, Quality
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -24,19 +24,19 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
     quality = kinds.add_parser(
         "quality",
-        help="what one bundle loses against another of the same source",
-        description="Compare two bundles of one source: components on the same inputs, tokens and pictures with the "
+        help="what bundles lose against the one they come from",
+        description="Compare bundles of one source: components on the same inputs, tokens and pictures with the "
         "same noise, and for starter bundles how often pictures obey the prompt. Needs pochade[quant,bench].",
     )
     quality.add_argument("reference", metavar="REFERENCE", help="bundle folder or installed name, usually float")
-    quality.add_argument("other", metavar="BUNDLE", help="the one to judge")
+    quality.add_argument("bundles", metavar="BUNDLE", nargs="+", help="one to judge")
     quality.add_argument("--pictures", type=int, default=4, metavar="N", help="pictures to compare (default: 4)")
     quality.add_argument(
         "--adherence",
         type=int,
         default=0,
         metavar="N",
-        help="starter bundles: judge N pictures of each category by both (default: none)",
+        help="starter bundles: judge N pictures of each category by all (default: none)",
     )
     quality.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="prompt to use; repeatable")
     quality.add_argument("--steps", type=int, help="denoise steps (default: the bundle's; 4 where pictures are large)")
@@ -48,7 +48,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run_quality(arguments: argparse.Namespace) -> int:
-    """Compare two bundles."""
+    """Compare bundles."""
     if arguments.pictures < 1 or arguments.adherence < 0 or arguments.seed < 0:
         raise UsageError("--pictures must be at least 1, --adherence and --seed at least 0")
     for path in (arguments.json, arguments.plot):
@@ -67,9 +67,9 @@ def run_quality(arguments: argparse.Namespace) -> int:
     from pochade.runtime.locate import resolve
 
     with ProgressBar(quiet=bool(arguments.quiet)) as bar:
-        quality = compare(
+        comparison = compare(
             Bundle.open(resolve(arguments.reference)),
-            Bundle.open(resolve(arguments.other)),
+            [Bundle.open(resolve(name)) for name in arguments.bundles],
             pictures=arguments.pictures,
             adherence=arguments.adherence,
             prompts=arguments.prompt,
@@ -77,27 +77,35 @@ def run_quality(arguments: argparse.Namespace) -> int:
             steps=arguments.steps,
             progress=bar.update,
         )
-    print("\n".join(report(quality)))
+    print("\n".join(report(comparison)))
     try:
         if arguments.json is not None:
-            arguments.json.write_text(json.dumps(quality.to_json(), indent=2, ensure_ascii=False) + "\n", "utf-8")
+            arguments.json.write_text(json.dumps(comparison.to_json(), indent=2, ensure_ascii=False) + "\n", "utf-8")
         if arguments.plot is not None:
-            plot_quality(quality, arguments.plot)
+            plot_quality(comparison, arguments.plot)
     except OSError as error:
         raise OutputError(f"cannot write {error.filename}: {error.strerror}") from None
     return 0
 
 
-def report(quality: Quality) -> Iterator[str]:
+def report(comparison: Comparison) -> Iterator[str]:
     """The comparison as tables."""
-    one, other = quality.reference, quality.other
-    yield f"{other.manifest.name} ({human_size(other.size)}) against {one.manifest.name} ({human_size(one.size)})"
-    settings = quality.settings
-    yield (
-        f"{settings['pictures']} pictures of {settings['width']}x{settings['height']}, "
-        f"{settings['num_inference_steps']} steps, seeds from {settings['seed']}"
-    )
-    yield ""
+    one, settings = comparison.reference, comparison.settings
+    for quality in comparison.bundles:
+        other = quality.bundle
+        yield f"{other.manifest.name} ({human_size(other.size)}) against {one.manifest.name} ({human_size(one.size)})"
+        yield (
+            f"{settings['pictures']} pictures of {settings['width']}x{settings['height']}, "
+            f"{settings['num_inference_steps']} steps, seeds from {settings['seed']}"
+        )
+        yield ""
+        yield from _one(quality, one.manifest.name)
+        if quality is not comparison.bundles[-1]:
+            yield ""
+
+
+def _one(quality: Quality, reference: str) -> Iterator[str]:
+    """What one bundle loses."""
     rows = [["component, on the reference's inputs", "SNR", "equal"]]
     for name, difference in quality.components.items():
         snr = _db(difference.snr_db) if difference.signal else "-"
@@ -115,7 +123,7 @@ def report(quality: Quality) -> Iterator[str]:
     )
     if quality.adherence:
         yield ""
-        yield from _adherence(quality)
+        yield from _adherence(quality, reference)
 
 
 def _db(value: float) -> str:
@@ -125,11 +133,11 @@ def _db(value: float) -> str:
     return "infinite" if value >= CEILING_DB else f"{value:.1f} dB"
 
 
-def _adherence(quality: Quality) -> Iterator[str]:
+def _adherence(quality: Quality, reference: str) -> Iterator[str]:
     """Right pictures by category."""
     from pochade.benchmarks.quality import LEVEL
 
-    rows = [["right pictures", quality.reference.manifest.name, quality.other.manifest.name, "points", "p", ""]]
+    rows = [["right pictures", reference, quality.bundle.manifest.name, "points", "p", ""]]
     for category, shares in quality.adherence.items():
         rows.append(
             [
