@@ -34,6 +34,7 @@ def variants() -> Iterator[tuple[str, Scheme]]:
     yield "int8 dynamic", eight
     for strength in (0.3, 0.5, 0.7):
         yield f"int8 dynamic, smoothing {strength}", replace(eight, smoothing=strength)
+    yield "int8 dynamic, int8 attention", replace(eight, int8_attention=True)
     yield "int8 static", replace(eight, linear=STATIC, sensitive=STATIC)
     yield "int8 blocks", replace(eight, linear=blocks(8), sensitive=blocks(8))
 

@@ -13,7 +13,7 @@ from pochade.bundle import Bundle, BundleWriter, Component, Manifest
 from pochade.errors import InputRefusedError, OutputError, UsageError
 from pochade.quant.component import ComponentReport, quantize_component
 from pochade.quant.fidelity import Call, Progress
-from pochade.quant.scheme import Kind, Scheme
+from pochade.quant.scheme import Scheme
 from pochade.quant.scorecard import Scorecard
 from pochade.quant.search import Goal, Search, folder_size, read_recipe, write_recipe
 from pochade.quant.sensitivity import Journal
@@ -153,18 +153,17 @@ def _quantized(
         calls,
     )
     data = path.with_name(f"{file}.data")
-    changed = any(weight.storage.kind is not Kind.FLOAT for weight in result.weights)
     return replace(
         component,
         file=file,
         external_data=(data.name,) if data.exists() else (),
-        precision=scheme.name if changed else component.precision,
-        quantization=_account(result, scheme) if changed else None,
+        precision=scheme.name if result.changed else component.precision,
+        quantization=_account(result, scheme) if result.changed else None,
     )
 
 
 def _account(result: ComponentReport, scheme: Scheme) -> dict[str, object]:
-    return {"scheme": scheme.to_manifest(), "weights": result.counts}
+    return {"scheme": scheme.to_manifest(), "weights": result.counts, "int8_attentions": result.attentions}
 
 
 def _finish(writer: BundleWriter, manifest: Manifest, scorecard: Scorecard) -> Bundle:

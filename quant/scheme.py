@@ -192,6 +192,8 @@ class Scheme:
     """Forms found by measuring, by path; they come after the user's rules and before all else."""
     smoothing: float = 0.0
     """Strength of the smoothing of inputs of `dynamic` linear layers, 0 to 1; 0 for none."""
+    int8_attention: bool = False
+    """Whether attention multiplies 8-bit numbers, see `attention`."""
     low_rank: int = 0
     """Columns of the branch beside a 4-bit linear layer that carries its rounding error."""
 
@@ -276,6 +278,7 @@ class Scheme:
             "rounding": self.rounding,
             "smoothing": self.smoothing,
             "low_rank": self.low_rank,
+            "int8_attention": self.int8_attention,
         }
 
     def _kept(self, use: Use, bits: int) -> Storage:

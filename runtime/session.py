@@ -72,6 +72,11 @@ class ComponentSession:
         self.device = device
         self._stop = stop
         self._observer = observer
+        if _saturates() and (self.component.quantization or {}).get("int8_attentions"):
+            raise DeviceUnavailableError(
+                f"{name} multiplies 8-bit numbers in its attention, which needs a processor with VNNI; take a bundle "
+                "quantized without --int8-attention"
+            )
         self._session = _open(bundle.component_path(name), bundle.path, device, threads)
         self.provider = session_provider(self._session)
         # A run blocks its thread; from a second one, Ctrl-C and close() still get through.

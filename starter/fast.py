@@ -1,25 +1,31 @@
 """Faster forms of two operations for training on a CPU in bfloat16; same mathematics.
 
 PyTorch's fused kernels lose here: RMS norm refuses a float32 gain on bfloat16 input, and the
-attention kernel's backward pass costs more than its matrices for a hundred tokens.
+attention kernel's backward pass costs more than its matrices for a hundred tokens. A graph
+that is exported afterwards gets the product's own operations.
 """
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F  # noqa: N812 - the name everyone gives it
 from torch import Tensor
 
-from pochade.export.modules import masked_transformer
+from pochade.export.modules import masked_transformer, ops
 
 
 def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """RMS norm over the last axis with the gain in x's dtype."""
+    if torch.compiler.is_exporting():
+        return ops.rms_norm(x, weight, eps)
     normed: Tensor = F.rms_norm(x, weight.shape, weight.to(x.dtype), eps)
     return normed
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     """Unmasked attention with plain matrix products; all (batch, tokens, heads * head_dim)."""
+    if torch.compiler.is_exporting():
+        return ops.attention(q, k, v, heads)
     q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     mixed: Tensor = scores.softmax(-1).to(v.dtype) @ v

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
+onnx = pytest.importorskip("onnx")
 
 from safetensors import safe_open  # noqa: E402
 
@@ -82,6 +83,13 @@ def test_the_checkpoint_is_taken_by_the_exporter(checkpoint: Path) -> None:
     opened = Meissonic.open(checkpoint)
     assert opened.codec.factor == 8
     assert choose(read_recipes(), checkpoint, None).name == "starter"
+
+
+def test_the_bundle_has_the_exporters_operations_and_not_those_for_training(checkpoint: Path) -> None:
+    graph = onnx.load(checkpoint.parent / "fp32" / "transformer.onnx", load_external_data=False).graph
+    operations = {node.op_type for node in graph.node}
+    assert {"MultiHeadAttention", "SimplifiedLayerNormalization", "FastGelu"} <= operations
+    assert "Softmax" not in operations
 
 
 def test_the_card_tells_what_was_made(checkpoint: Path) -> None:

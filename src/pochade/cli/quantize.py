@@ -85,6 +85,11 @@ def add_scheme_options(parser: argparse.ArgumentParser) -> None:
         help="carry the rounding error of 4-bit layers in a float16 branch of N columns (default: none)",
     )
     parser.add_argument(
+        "--int8-attention",
+        action="store_true",
+        help="let attention multiply 8-bit numbers too, on processors with VNNI or ARM's dot product",
+    )
+    parser.add_argument(
         "--calibration",
         type=Path,
         metavar="FILE",
@@ -108,8 +113,8 @@ def read_scheme(arguments: argparse.Namespace) -> tuple[Scheme, dict[str, Any]] 
     """
     ways = ("scheme", "target_size", "min_snr", "bits")
     if all(getattr(arguments, way) is None for way in ways):
-        for name in ("block_size", "rounding", "low_rank", "calibration", "keep"):
-            if getattr(arguments, name) not in (None, []):
+        for name in ("block_size", "rounding", "low_rank", "int8_attention", "calibration", "keep"):
+            if getattr(arguments, name) not in (None, False, []):
                 raise UsageError(f"{_flag(name)} needs --scheme, --target-size, --min-snr or --bits")
         return None
     from pochade.quant.scheme import SCHEMES, Keep
@@ -124,6 +129,7 @@ def read_scheme(arguments: argparse.Namespace) -> tuple[Scheme, dict[str, Any]] 
         scheme,
         rounding=arguments.rounding or scheme.rounding,
         low_rank=scheme.low_rank if arguments.low_rank is None else arguments.low_rank,
+        int8_attention=arguments.int8_attention,
     )
     rules = []
     for text in arguments.keep:
