@@ -17,7 +17,7 @@ from pochade.bundle import Bundle
 from pochade.errors import BundleInvalidError, UsageError
 from pochade.machine import usable_cores
 from pochade.runtime.providers import Device
-from pochade.runtime.session import ComponentSession, Observer, Stop
+from pochade.runtime.session import ComponentSession, ComponentTimes, Observer, Stop
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,8 @@ class Result:
     """Execution provider that really ran each component."""
     notes: tuple[str, ...]
     """What the user should know: a prompt that was cut, a device that was not taken."""
+    components: Mapping[str, ComponentTimes] = field(default_factory=dict, repr=False)
+    """What opening and running each component took."""
     tokens: tuple[NDArray[np.int64], ...] = field(default=(), repr=False)
     """Final token grid of each image, for models that have one."""
 
@@ -77,6 +79,7 @@ class Pipeline(ABC):
         self._closed = False
         self._providers: dict[str, str] = {}
         self._timings: dict[str, float] = {}
+        self._components: dict[str, ComponentTimes] = {}
 
     def run_component(self, name: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run one component alone, arrays in and out; `bundle.manifest` tells names, types and shapes.
@@ -134,7 +137,7 @@ class Pipeline(ABC):
         if self._closed:
             raise UsageError("the pipeline is closed; load the bundle again")
         self._stop = Stop()
-        self._providers, self._timings = {}, {}
+        self._providers, self._timings, self._components = {}, {}, {}
 
     @contextlib.contextmanager
     def _phase(self, phase: str) -> Iterator[None]:
@@ -147,7 +150,8 @@ class Pipeline(ABC):
 
     @contextlib.contextmanager
     def _open(self, name: str) -> Iterator[ComponentSession]:
-        session = ComponentSession(self.bundle, name, self.device, self.threads, self._stop, self.observer)
+        times = self._components.setdefault(name, ComponentTimes())
+        session = ComponentSession(self.bundle, name, self.device, self.threads, self._stop, self.observer, times)
         self._providers[name] = session.provider
         try:
             yield session

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import platform
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,16 @@ Array = NDArray[Any]
 
 Observer = Callable[[str, Mapping[str, Array], Mapping[str, Array]], None]
 """Told name, inputs and outputs of every component run, as arrays; calibration and scorecards listen this way."""
+
+
+@dataclass(frozen=True)
+class ComponentTimes:
+    """Seconds that a component took during one call of a pipeline."""
+
+    opened: list[float] = field(default_factory=list)
+    """To open each session, its file read and its weights laid out."""
+    ran: list[float] = field(default_factory=list)
+    """Each run."""
 
 
 class Stop:
@@ -67,11 +79,14 @@ class ComponentSession:
         threads: int,
         stop: Stop,
         observer: Observer | None = None,
+        times: ComponentTimes | None = None,
     ) -> None:
+        start = time.perf_counter()
         self.component = bundle.manifest.components[name]
         self.device = device
         self._stop = stop
         self._observer = observer
+        self._times = ComponentTimes() if times is None else times
         if _saturates() and (self.component.quantization or {}).get("int8_attentions"):
             raise DeviceUnavailableError(
                 f"{name} multiplies 8-bit numbers in its attention, which needs a processor with VNNI; take a bundle "
@@ -81,6 +96,7 @@ class ComponentSession:
         self.provider = session_provider(self._session)
         # A run blocks its thread; from a second one, Ctrl-C and close() still get through.
         self._runner = ThreadPoolExecutor(1, thread_name_prefix=f"pochade-{name}")
+        self._times.opened.append(time.perf_counter() - start)
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Outputs by name, as `OrtValue`s on the device.
@@ -96,7 +112,9 @@ class ComponentSession:
         names = [output.name for output in self.component.outputs]
         for name in names:
             binding.bind_output(name, self.device.name)
+        start = time.perf_counter()
         self._run(binding)
+        self._times.ran.append(time.perf_counter() - start)
         outputs = dict(zip(names, binding.get_outputs(), strict=True))
         if self._observer is not None:
             self._observer(self.component.name, _arrays(inputs), _arrays(outputs))

@@ -231,6 +231,7 @@ class MeissonicPipeline(Pipeline):
             peak_memory(),
             dict(self._providers),
             tuple(notes) + ((f"painted on the CPU: {self.device.note}",) if self.device.note else ()),
+            dict(self._components),
             tuple(finished),
         )
 

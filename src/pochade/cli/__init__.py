@@ -38,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit code."""
-    arguments = build_parser().parse_args(argv)
+    arguments = build_parser().parse_args(bench.with_kind(sys.argv[1:] if argv is None else argv))
     verbosity = getattr(arguments, "verbose", 0) - getattr(arguments, "quiet", 0)
     logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING - 10 * verbosity)
     _let_any_name_through(sys.stdout)

@@ -1,0 +1,84 @@
+"""One measurement in a process of its own: `python -m pochade.benchmarks.child`, a job on stdin, figures on stdout.
+
+Nothing is imported before the clock runs but what Python starts with, so that the time to import counts, and the peak
+of memory is that of a program which does nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+
+def main() -> None:
+    """Do the job."""
+    job = json.load(sys.stdin)
+    if job["cold"]:
+        forget(Path(job["bundle"]))
+    start = time.perf_counter()
+    import pochade
+    from pochade.errors import PochadeError
+
+    try:
+        with pochade.load(job["bundle"], device=job["device"], threads=job["threads"]) as pipe:
+            loaded = time.perf_counter()
+            result = pipe(job["prompt"], **job["settings"])
+            painted = time.perf_counter()
+            threads = pipe.threads
+    except PochadeError as error:
+        print(json.dumps({"error": str(error), "exit_code": error.exit_code}))
+        return
+    print(
+        json.dumps(
+            {
+                "import_and_load": loaded - start,
+                "picture": painted - loaded,
+                "cpu": time.process_time(),
+                "peak_rss": result.peak_memory,
+                "threads": threads,
+                "providers": dict(result.providers),
+                "components": {name: asdict(times) for name, times in result.components.items()},
+                "settings": {key: result.settings[key] for key in ("width", "height", "device")}
+                | {key: result.settings[key] for key in ("num_inference_steps", "guidance_scale")},
+            }
+        )
+    )
+
+
+def forget(bundle: Path) -> bool:
+    """Ask the system to drop a bundle's files from its cache, so that they are read from the disk again.
+
+    Returns:
+        Whether this system can be asked.
+    """
+    if not hasattr(os, "posix_fadvise"):
+        return False
+    for file in bundle.iterdir():
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(descriptor)
+    return True
+
+
+def read_figures(text: str) -> dict[str, Any]:
+    """What a child printed, its last line: libraries may have printed before.
+
+    Raises:
+        ValueError: it is nothing of the kind.
+    """
+    lines = text.strip().splitlines()
+    figures = json.loads(lines[-1]) if lines else None
+    if not isinstance(figures, dict):
+        raise ValueError("no figures")
+    return figures
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""`pochade bench BUNDLE ...`: how long bundles take, and how much memory."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pochade.cli.options import add_verbosity
+from pochade.cli.progress import ProgressBar
+from pochade.cli.text import human_size, table
+from pochade.errors import MissingExtraError, OutputError, UsageError
+
+if TYPE_CHECKING:
+    from pochade.benchmarks.speed import Report
+
+ROUNDS, QUICK_ROUNDS = 5, 2
+
+
+def register(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the kind of benchmark."""
+    parser = kinds.add_parser(
+        "speed",
+        help="time and memory of bundles (what is meant without a KIND)",
+        usage="pochade bench BUNDLE [BUNDLE ...] [options]",
+        description="Paint with every bundle in a fresh process per round, taking turns, and report medians of every "
+        "phase, the peak of memory and the size on disk.",
+    )
+    parser.add_argument("bundles", metavar="BUNDLE", nargs="+", help="bundle folder or installed name")
+    parser.add_argument("--prompt", help="what to paint (default: what the first bundle's model is asked for)")
+    parser.add_argument("--size", metavar="WxH", help="of the picture (default: the first bundle's)")
+    parser.add_argument("--steps", type=int, help="denoise steps (default: the first bundle's; 4 for large pictures)")
+    parser.add_argument("--guidance", type=float, help="guidance (default: the first bundle's)")
+    parser.add_argument("--seed", type=int, help="of the picture (default: 7)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: all cores of this process)")
+    parser.add_argument("--rounds", type=int, help=f"after one with a cold file cache (default: {ROUNDS})")
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_ROUNDS} rounds of 2 steps")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="keep everything there, after every run")
+    parser.add_argument("--resume", action="store_true", help="go on with what an interrupted run left in --json")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="also write a page with plots; needs pochade[bench]")
+    add_verbosity(parser)
+    parser.set_defaults(func=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure."""
+    _check(arguments)
+    from pochade.benchmarks.speed import Case, Report, default_settings, measure
+    from pochade.bundle import Bundle
+    from pochade.runtime.locate import resolve
+
+    paths = [resolve(name) for name in arguments.bundles]
+    width, height = _size(arguments.size)
+    settings = default_settings(
+        Bundle.open(paths[0]),
+        prompt=arguments.prompt,
+        width=width,
+        height=height,
+        num_inference_steps=arguments.steps or (2 if arguments.quick else None),
+        guidance_scale=arguments.guidance,
+        seed=arguments.seed,
+        device=arguments.device,
+        threads=arguments.threads,
+    )
+    rounds = arguments.rounds or (QUICK_ROUNDS if arguments.quick else ROUNDS)
+    report = Report(settings, rounds, [Case.of(path) for path in paths])
+    _unlike_names(report)
+    if arguments.json is not None and arguments.resume and arguments.json.exists():
+        report.resume(arguments.json)
+
+    def save() -> None:
+        if arguments.json is not None:
+            report.save(arguments.json)
+
+    try:
+        with ProgressBar(quiet=bool(arguments.quiet)) as bar:
+            measure(report, bar.update, save)
+    finally:
+        # Ctrl-C keeps what was measured.
+        if any(case.runs for case in report.cases):
+            print("\n".join(lines(report)))
+            if arguments.html is not None:
+                _write_page(report, arguments.html)
+    return 0
+
+
+def lines(report: Report) -> Iterator[str]:
+    """The measurement as a table."""
+    from pochade.benchmarks.html import seconds
+    from pochade.benchmarks.speed import METRICS
+
+    settings = report.settings
+    yield (
+        f"{settings.width}x{settings.height}, {settings.num_inference_steps} steps, guidance "
+        f"{settings.guidance_scale:g}, {settings.device}, {settings.threads or report.machine['cores']} threads, "
+        f"medians of {report.rounds} rounds"
+    )
+    yield ""
+    rows = [["bundle", "on disk", *METRICS.values(), "peak memory"]]
+    for case in report.cases:
+        medians = [case.median(metric) if case.runs else None for metric in METRICS]
+        peak = case.peak_rss if case.runs else None
+        rows.append(
+            [
+                case.name,
+                human_size(case.bytes),
+                *("-" if value is None else seconds(value) for value in medians),
+                "-" if peak is None else human_size(peak),
+            ]
+        )
+    yield table(rows)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    for name in ("rounds", "steps", "threads"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise UsageError(f"--{name} is {value}; it must be at least 1")
+    if arguments.resume and arguments.json is None:
+        raise UsageError("--resume needs --json FILE, where the interrupted run kept what it measured")
+    for path in (arguments.json, arguments.html):
+        if path is not None and not path.parent.is_dir():
+            raise OutputError(f"cannot write {path}: there is no folder {path.parent}")
+    if arguments.html is not None and find_spec("matplotlib") is None:
+        raise MissingExtraError('--html needs matplotlib: pip install "pochade[bench]"')
+
+
+def _size(text: str | None) -> tuple[int | None, int | None]:
+    if text is None:
+        return None, None
+    width, cross, height = text.lower().partition("x")
+    if not (cross and width.isdecimal() and height.isdecimal()):
+        raise UsageError(f"--size {text!r} is not WIDTHxHEIGHT, e.g. 1024x768")
+    return int(width), int(height)
+
+
+def _unlike_names(report: Report) -> None:
+    """Tables and later comparisons tell bundles apart by their names."""
+    names = [case.name for case in report.cases]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UsageError(f"two bundles are called {', '.join(twice)}; measure each once, or name its folder otherwise")
+
+
+def _write_page(report: Report, path: Path) -> None:
+    from pochade.benchmarks.html import page
+
+    try:
+        path.write_text(page(report), "utf-8")
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}") from None
