@@ -1,6 +1,6 @@
 """What fewer bits would give: linear weights of a float bundle rounded to 2, 3, 4 and 8 bits, computed in float.
 
-    python -m pochade.benchmarks.low_bits BUNDLE [--judge N]
+    python -m pochade.benchmarks.low_bits BUNDLE [--bits 3 2] [--judge N]
 
 The rounded bundles are float bundles: nothing of them is small or fast. They tell whether a kernel would be worth it.
 """
@@ -28,6 +28,7 @@ from pochade.quant.select import find_weights
 from pochade.quant.trial import record_calibration
 from pochade.runtime.locate import resolve
 
+BITS = (8, 4, 3, 2)
 BLOCK = 128
 COMPONENTS = ("text_encoder", "transformer")
 """Those whose weights are rounded; what the int4 scheme calls sensitive stays float."""
@@ -53,12 +54,13 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", help="float bundle: folder or installed name")
     parser.add_argument("--judge", type=int, default=0, metavar="N", help="starter: also judge N pictures a category")
+    parser.add_argument("--bits", type=int, nargs="+", choices=BITS, default=list(BITS), metavar="BITS")
     args = parser.parse_args(argv)
     bundle = Bundle.open(resolve(args.bundle))
     calls = record_calibration(bundle, (), lambda *_: None)
     print("| bits | rounding | text, dB | transformer, dB | draws equal | right pictures |")
     print("|---|---|---|---|---|---|")
-    for bits in (8, 4, 3, 2):
+    for bits in args.bits:
         for method in ("rtn", "gptq"):
             with tempfile.TemporaryDirectory(dir=bundle.path.parent) as folder:
                 copy = Path(folder)

@@ -43,7 +43,8 @@ def main(argv: list[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", help="float bundle: folder or installed name")
-    parser.add_argument("--only", metavar="TEXT", help="variants with this in their name")
+    names = [name for name, _ in variants()]
+    parser.add_argument("--only", nargs="+", choices=names, metavar="NAME", help=f"some of: {'; '.join(names)}")
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args(argv)
     source = Bundle.open(resolve(args.bundle))
@@ -51,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
     print("| variant | transformer, MB | text, dB | transformer, dB | draws equal | seconds |")
     print("|---|---|---|---|---|---|")
     for name, scheme in variants():
-        if args.only and args.only not in name:
+        if args.only and name not in args.only:
             continue
         with tempfile.TemporaryDirectory(dir=source.path.parent) as folder:
             start = time.perf_counter()
