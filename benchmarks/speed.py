@@ -94,6 +94,10 @@ class Case:
     scorecard: Mapping[str, Any] | None
     runs: list[Figures] = field(default_factory=list)
     """The first has a cold file cache, where the system lets one ask for that."""
+    module: str = "pochade.benchmarks.child"
+    """What runs in the process."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Further parts of its job."""
 
     @classmethod
     def of(cls, path: Path) -> Case:
@@ -101,9 +105,14 @@ class Case:
         bundle = Bundle.open(path)
         return cls(bundle.manifest.name, path, bundle.digest, bundle.size, bundle.manifest.scorecard)
 
-    def samples(self, metric: str) -> list[float]:
-        """Every sample of one of METRICS, in seconds."""
-        warm = self.runs[1:]
+    def samples(self, metric: str, runs: Sequence[Figures] | None = None) -> list[float]:
+        """Every sample of one of METRICS, in seconds.
+
+        Args:
+            metric: key of METRICS.
+            runs: to take them from; without, all but the first.
+        """
+        warm = self.runs[1:] if runs is None else runs
         if metric == "cold_open":
             return [_opened(run) for run in self.runs[:1] if run["cold"]]
         if metric == "open":
@@ -182,15 +191,19 @@ class Report:
             "bundles": [case.to_json() for case in self.cases],
         }
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, more: Mapping[str, Any] | None = None) -> None:
         """Write it; a half-written file never takes its place.
+
+        Args:
+            path: file to write.
+            more: entries beside its own.
 
         Raises:
             OutputError: it cannot be written.
         """
         new = path.with_name(f".{path.name}.new")
         try:
-            new.write_text(json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n", "utf-8")
+            new.write_text(json.dumps(self.to_json() | dict(more or {}), indent=1, ensure_ascii=False) + "\n", "utf-8")
             new.replace(path)
         except OSError as error:
             raise OutputError(f"cannot write {path}: {error.strerror}") from None
@@ -253,6 +266,7 @@ def _run(case: Case, settings: Settings, cold: bool) -> Figures:
     """One picture in a process of its own."""
     can_forget = hasattr(os, "posix_fadvise")
     job = {
+        **case.extra,
         "bundle": str(case.path),
         "prompt": settings.prompt,
         "settings": settings.call(),
@@ -260,7 +274,7 @@ def _run(case: Case, settings: Settings, cold: bool) -> Figures:
         "threads": settings.threads,
         "cold": cold,
     }
-    command = [sys.executable, "-m", "pochade.benchmarks.child"]
+    command = [sys.executable, "-m", case.module]
     # In a group of its own Ctrl-C reaches this process alone, which then ends the child without its traceback.
     child = subprocess.Popen(
         command,

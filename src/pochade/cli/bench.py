@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from pochade.cli import bench_compare, bench_quality, bench_speed
+from pochade.cli import bench_compare, bench_peers, bench_quality, bench_speed
 
 DEFAULT = "speed"
-KINDS = {DEFAULT: bench_speed, "compare": bench_compare, "quality": bench_quality}
+KINDS = {DEFAULT: bench_speed, "compare": bench_compare, "peers": bench_peers, "quality": bench_quality}
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

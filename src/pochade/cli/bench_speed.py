@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pochade.cli.options import add_verbosity
 from pochade.cli.progress import ProgressBar
@@ -29,6 +29,13 @@ def register(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         "phase, the peak of memory and the size on disk.",
     )
     parser.add_argument("bundles", metavar="BUNDLE", nargs="+", help="bundle folder or installed name")
+    add_measuring_options(parser)
+    add_verbosity(parser)
+    parser.set_defaults(func=run)
+
+
+def add_measuring_options(parser: argparse.ArgumentParser) -> None:
+    """What to paint, how often, and where to keep what comes out."""
     parser.add_argument("--prompt", help="what to paint (default: what the first bundle's model is asked for)")
     parser.add_argument("--size", metavar="WxH", help="of the picture (default: the first bundle's)")
     parser.add_argument("--steps", type=int, help="denoise steps (default: the first bundle's; 4 for large pictures)")
@@ -41,14 +48,17 @@ def register(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep everything there, after every run")
     parser.add_argument("--resume", action="store_true", help="go on with what an interrupted run left in --json")
     parser.add_argument("--html", type=Path, metavar="FILE", help="also write a page with plots; needs pochade[bench]")
-    add_verbosity(parser)
-    parser.set_defaults(func=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure."""
-    _check(arguments)
-    from pochade.benchmarks.speed import Case, Report, default_settings, measure
+    check(arguments)
+    return measure_and_show(prepare(arguments), arguments)
+
+
+def prepare(arguments: argparse.Namespace) -> Report:
+    """What is to be measured, with nothing measured yet."""
+    from pochade.benchmarks.speed import Case, Report, default_settings
     from pochade.bundle import Bundle
     from pochade.runtime.locate import resolve
 
@@ -68,12 +78,31 @@ def run(arguments: argparse.Namespace) -> int:
     rounds = arguments.rounds or (QUICK_ROUNDS if arguments.quick else ROUNDS)
     report = Report(settings, rounds, [Case.of(path) for path in paths])
     _unlike_names(report)
+    return report
+
+
+def measure_and_show(
+    report: Report,
+    arguments: argparse.Namespace,
+    more_lines: Callable[[Report], Iterable[str]] = lambda _: (),
+    more_json: Callable[[Report], dict[str, Any]] = lambda _: {},
+) -> int:
+    """Measure what is missing, and show what there is even when that is interrupted.
+
+    Args:
+        report: with the cases to measure.
+        arguments: of the command line.
+        more_lines: what else to print of the report.
+        more_json: what else to keep of it.
+    """
+    from pochade.benchmarks.speed import measure
+
     if arguments.json is not None and arguments.resume and arguments.json.exists():
         report.resume(arguments.json)
 
     def save() -> None:
         if arguments.json is not None:
-            report.save(arguments.json)
+            report.save(arguments.json, more_json(report))
 
     try:
         with ProgressBar(quiet=bool(arguments.quiet)) as bar:
@@ -81,7 +110,7 @@ def run(arguments: argparse.Namespace) -> int:
     finally:
         # Ctrl-C keeps what was measured.
         if any(case.runs for case in report.cases):
-            print("\n".join(lines(report)))
+            print("\n".join([*lines(report), *more_lines(report)]))
             if arguments.html is not None:
                 _write_page(report, arguments.html)
     return 0
@@ -114,7 +143,8 @@ def lines(report: Report) -> Iterator[str]:
     yield table(rows)
 
 
-def _check(arguments: argparse.Namespace) -> None:
+def check(arguments: argparse.Namespace) -> None:
+    """Refuse options that cannot be meant before anything is loaded."""
     for name in ("rounds", "steps", "threads"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
