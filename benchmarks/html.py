@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d2329; --paper: #fff; --line: #d5dae0; --soft: #5d6975; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e9ec; --paper: #16191d; --line: #39414a; --soft: #9aa5b1; } }
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 68rem;
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 84rem;
   margin: 2rem auto; padding: 0 1rem; }
 table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
-th, td { text-align: right; padding: .3rem .8rem; border-bottom: 1px solid var(--line); }
+th, td { text-align: right; white-space: nowrap; padding: .3rem .6rem; border-bottom: 1px solid var(--line); }
 th:first-child, td:first-child { text-align: left; }
 small, dt { color: var(--soft); } dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; }
 dd { margin: 0; } .scroll { overflow-x: auto; }
@@ -83,14 +83,19 @@ def _cells(case: Case) -> Iterator[str]:
         if not samples:
             yield "-"
             continue
-        low, high = spread(samples)
-        yield f"{seconds(case.median(metric) or 0.0)}<br><small>{seconds(low)} to {seconds(high)}</small>"
+        around = f"<br><small>{between(*spread(samples))}</small>" if len(samples) > 1 else ""
+        yield f"{seconds(case.median(metric) or 0.0)}{around}"
     yield f"{(case.peak_rss or 0) / 1e6:,.0f} MB"
 
 
 def seconds(value: float) -> str:
     """A duration in the unit that suits it."""
     return f"{value * 1e3:.1f} ms" if value < 0.9995 else f"{value:.2f} s"
+
+
+def between(low: float, high: float) -> str:
+    """Two durations, the unit said once."""
+    return f"{low * 1e3:.1f} to {high * 1e3:.1f} ms" if high < 0.9995 else f"{low:.2f} to {high:.2f} s"
 
 
 def _svg(draw: Callable[[Axes, Sequence[Case]], None], cases: Sequence[Case]) -> str:
@@ -116,7 +121,7 @@ def _phases(axes: Axes, cases: Sequence[Case]) -> None:
         left = [a + b for a, b in zip(left, values, strict=True)]
     axes.invert_yaxis()
     axes.set_xlabel("seconds of a picture, by phase")
-    axes.legend(fontsize="small")
+    axes.legend(fontsize="small", loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
 
 
 def _phase(case: Case, phase: str) -> float:
@@ -127,11 +132,16 @@ def _phase(case: Case, phase: str) -> float:
 
 
 def _scatter(axes: Axes, cases: Sequence[Case], place: Callable[[Case], tuple[float, float]]) -> None:
+    right, top = (max(values) for values in zip(*map(place, cases), strict=True))
     for i, case in enumerate(cases):
         x, y = place(case)
         axes.plot(x, y, "o", color=BUNDLES[i % len(BUNDLES)])
-        axes.annotate(case.name, (x, y), xytext=(6, 4), textcoords="offset points", fontsize="small")
-    axes.margins(0.25)
+        # Names point to the middle, where they have room.
+        side = "left" if x < right / 2 else "right"
+        shift = (6 if side == "left" else -6, 4)
+        axes.annotate(case.name, (x, y), xytext=shift, textcoords="offset points", ha=side, fontsize="small")
+    axes.set_xlim(0, 1.15 * right)
+    axes.set_ylim(0, 1.15 * top)
     axes.grid(alpha=0.3)
 
 
@@ -139,8 +149,6 @@ def _time_and_memory(axes: Axes, cases: Sequence[Case]) -> None:
     _scatter(axes, cases, lambda case: ((case.peak_rss or 0) / 1e6, case.median("picture") or 0.0))
     axes.set_xlabel("peak memory, MB")
     axes.set_ylabel("seconds a picture")
-    axes.set_xlim(left=0)
-    axes.set_ylim(bottom=0)
 
 
 def _time_and_fidelity(axes: Axes, cases: Sequence[Case]) -> None:
@@ -148,7 +156,6 @@ def _time_and_fidelity(axes: Axes, cases: Sequence[Case]) -> None:
     _scatter(axes, known, lambda case: (case.bytes / 1e6, _fidelity(case) or 0.0))
     axes.set_xlabel("size on disk, MB")
     axes.set_ylabel("fidelity of the transformer, dB")
-    axes.set_xlim(left=0)
 
 
 def _fidelity(case: Case) -> float | None:

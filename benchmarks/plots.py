@@ -45,9 +45,10 @@ def _components(axes: Axes, comparison: Comparison) -> None:
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.set_xlabel("signal-to-noise ratio of the outputs, dB")
-    axes.set_title(f"against {comparison.reference.manifest.name}", fontsize="medium")
     axes.margins(x=0.12)
-    axes.legend(fontsize="small", loc="lower right")
+    # Above the bars, where no bundle's figures can lie beneath it.
+    title = f"against {comparison.reference.manifest.name}"
+    axes.legend(title=title, fontsize="small", loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False)
 
 
 def _adherence(axes: Axes, comparison: Comparison) -> None:
