@@ -17,6 +17,7 @@ from pochade.bundle import Bundle
 from pochade.runtime.families import FAMILIES
 from pochade.runtime.pipeline import Pipeline, Result
 from pochade.runtime.providers import choose
+from pochade.runtime.strips import strip_count
 
 Array = NDArray[Any]
 Progress = Callable[[str, int, int], None]
@@ -152,7 +153,9 @@ def record(pipe: Pipeline, prompt: str, seed: int, **settings: Any) -> tuple[lis
     pipe.observer = recorder
     result = pipe(prompt, seed=seed, **settings)
     if "vq_encoder" in pipe.bundle.manifest.components:
-        pipe.run_component("vq_encoder", {"image": pixels(result.images[0])})
+        image, factor = pixels(result.images[0]), int(pipe.bundle.manifest.scheduler["codec_factor"])
+        strips = strip_count(image.shape[2] // factor, image.shape[3] // factor, factor)
+        pipe.run_component("vq_encoder", {"image": image, "strips": strips})
     pipe.observer = None
     return recorder.calls, result
 

@@ -158,8 +158,8 @@ SENSITIVE = (
 """Linear layers of masked transformers and their text encoder that stay at 8 bits."""
 
 EXACT = (
-    # The VQ encoder picks the nearest code, and a rounded code book has other neighbours. Two megabytes.
-    r"^vq_\w+/(quantize\.embedding|code_table)\b",
+    # The VQ encoder picks the nearest code, and a rounded code book has other neighbours. Four megabytes.
+    r"^vq_\w+/code_(table|kernel)\b",
     # A third of a megabyte that is added to every token.
     r"(?<![\w.])text_model\.embeddings\.position_embedding\b",
 )

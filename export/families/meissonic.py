@@ -31,8 +31,9 @@ from pochade.export.modules.ops import rms_norm
 from pochade.export.modules.vq import VqConfig, VQModel
 from pochade.export.sampler import build_sampler
 from pochade.export.trace import build
+from pochade.export.vq_graphs import build_vq_decoder, build_vq_encoder
 
-REVISION = 1
+REVISION = 2
 """Of component and tensor names; pochade.runtime.families.meissonic agrees on it."""
 
 PARTS = ("transformer", "vqvae", "text_encoder", "tokenizer", "scheduler")
@@ -123,26 +124,6 @@ class TextEncoder(ClipTextEncoder):
         return states.float(), pooled.float()
 
 
-class VqDecoder(VQModel):
-    """Code ids to pictures, the code book already through the 1x1 convolution behind it."""
-
-    def __init__(self, config: VqConfig) -> None:
-        super().__init__(config)
-        self.code_table = nn.Parameter(torch.empty(config.num_vq_embeddings, config.latent_channels))
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(batch, height, width) int64 -> (batch, 3, height * factor, width * factor), not yet clipped."""
-        return self.decoder(F.embedding(tokens, self.code_table).permute(0, 3, 1, 2))
-
-
-class VqEncoder(VQModel):
-    """Pictures to code ids."""
-
-    def forward(self, image: Tensor) -> Tensor:
-        """(batch, 3, H, W) in [0, 1] -> (batch, H / factor, W / factor) int64."""
-        return self.nearest_codes(self.encode(image))
-
-
 @dataclass(frozen=True)
 class Meissonic:
     """An opened checkpoint, checked as a whole before anything is written."""
@@ -211,14 +192,14 @@ class Meissonic:
         for plan in self.plans(dtype):
             yield plan.name, partial(build, plan)
         yield "sampler", self._sampler
+        yield "vq_decoder", self._vq_decoder
+        yield "vq_encoder", self._vq_encoder
 
     def plans(self, dtype: torch.dtype) -> Iterator[ComponentPlan]:
         """Components that are traced from a module."""
         yield self._text_encoder(dtype)
         yield self._condition()
         yield self._transformer(dtype)
-        yield self._vq_decoder()
-        yield self._vq_encoder()
 
     def tokenizer(self) -> Tokenizer:
         """Tokenizer of the checkpoint, also where another text encoder is used."""
@@ -310,41 +291,43 @@ class Meissonic:
             weights=_stored(module, self.transformer_weights) | folded_weights(self.transformer_weights, config),
         )
 
-    def _vq_decoder(self) -> ComponentPlan:
-        module, source = empty(VqDecoder, self.codec), self.codec_weights
+    def _vq_decoder(self) -> ir.Model:
+        source = self.codec_weights
 
         def code_table() -> Tensor:
             kernel = source["post_quant_conv.weight"].float().flatten(1)
             return F.linear(source["quantize.embedding.weight"].float(), kernel, source["post_quant_conv.bias"].float())
 
-        return ComponentPlan(
-            name="vq_decoder",
-            module=module,
-            inputs={"tokens": torch.zeros(2, 4, 6, dtype=torch.int64)},
-            dynamic={"tokens": {0: Dim("batch", max=1024), 1: Dim("height", max=2048), 2: Dim("width", max=2048)}},
-            axes={
-                "tokens": ("batch", "height", "width"),
-                "image": ("batch", self.codec.out_channels, "image_height", "image_width"),
-            },
-            outputs=("image",),
-            weights=_stored(module, source) | {"code_table": code_table},
-        )
+        shape = torch.Size((self.codec.num_vq_embeddings, self.codec.latent_channels))
+        return build_vq_decoder(self.codec, *self._codec({"code_table": (shape, code_table)}))
 
-    def _vq_encoder(self) -> ComponentPlan:
-        module, factor = empty(VqEncoder, self.codec), self.codec.factor
-        height, width = Dim("height", max=2048), Dim("width", max=2048)
-        return ComponentPlan(
-            name="vq_encoder",
-            module=module,
-            inputs={"image": torch.zeros(2, self.codec.in_channels, 4 * factor, 6 * factor)},
-            dynamic={"image": {0: Dim("batch", max=1024), 2: factor * height, 3: factor * width}},
-            axes={
-                "image": ("batch", self.codec.in_channels, "image_height", "image_width"),
-                "tokens": ("batch", "height", "width"),
-            },
-            outputs=("tokens",),
-            weights=_stored(module, self.codec_weights),
-        )
+    def _vq_encoder(self) -> ir.Model:
+        source = self.codec_weights
+
+        def codes() -> Tensor:
+            return source["quantize.embedding.weight"].float()
+
+        # |e - (Wx + b)|^2 is x . (-2 W^T e) + |e|^2 - 2 b . e and a term that all codes share.
+        def code_kernel() -> Tensor:
+            return -2 * source["quant_conv.weight"].float().flatten(1).T @ codes().T
+
+        def code_bias() -> Tensor:
+            return codes().square().sum(-1) - 2 * codes() @ source["quant_conv.bias"].float()
+
+        count = self.codec.num_vq_embeddings
+        folded = {
+            "code_kernel": (torch.Size((self.codec.latent_channels, count)), code_kernel),
+            "code_bias": (torch.Size((count,)), code_bias),
+        }
+        return build_vq_encoder(self.codec, *self._codec(folded))
+
+    def _codec(
+        self, folded: dict[str, tuple[torch.Size, WeightSource]]
+    ) -> tuple[dict[str, torch.Size], Callable[[str], Tensor]]:
+        """Shapes of the codec's weights and what reads one, folded ones included."""
+        shapes = {name: value.shape for name, value in empty(VQModel, self.codec).state_dict().items()}
+        shapes |= {name: shape for name, (shape, _) in folded.items()}
+        return shapes, lambda name: folded[name][1]() if name in folded else self.codec_weights[name]
 
 
 def _stored(module: nn.Module, source: TensorFolder) -> dict[str, WeightSource]:

@@ -29,9 +29,10 @@ from pochade.runtime.providers import Device
 from pochade.runtime.rng import MAX_SEED, Noise, PhiloxNoise, random_seed
 from pochade.runtime.schedulers.masked import MaskedSchedule
 from pochade.runtime.session import ComponentSession
+from pochade.runtime.strips import strip_count
 from pochade.runtime.tokenizer import PromptTokenizer, check_prompt
 
-REVISION = 1
+REVISION = 2
 """Of component and tensor names; pochade.export.families.meissonic agrees on it."""
 
 PREVIEW_SIDE = 256
@@ -267,14 +268,14 @@ class MeissonicPipeline(Pipeline):
     def _decode(self, grids: Sequence[Any]) -> list[Image.Image]:
         """Pictures of token grids."""
         with self._phase("decode"), self._open("vq_decoder") as decoder:
-            return [_picture(decoder, grid) for grid in grids]
+            return [_picture(decoder, grid, self._factor) for grid in grids]
 
     def _preview(self, codes: Any) -> Image.Image:
         """Small picture of a step's draw; cells not yet kept show their present draw."""
         # Not _open: a preview belongs neither to the run's providers nor to what an observer is told of it.
         session = ComponentSession(self.bundle, "vq_decoder", self.device, self.threads, self._stop)
         with contextlib.closing(session) as decoder:
-            image = _picture(decoder, codes)
+            image = _picture(decoder, codes, self._factor)
         image.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
         return image
 
@@ -352,8 +353,10 @@ class _DenoiseLoop:
         return self._transformer.run(inputs)["features"]
 
 
-def _picture(decoder: ComponentSession, tokens: Any) -> Image.Image:
-    return to_image(decoder.run({"tokens": tokens})["image"].numpy()[0])
+def _picture(decoder: ComponentSession, tokens: Any, factor: int) -> Image.Image:
+    rows, columns = (tokens.shape if isinstance(tokens, np.ndarray) else tokens.shape())[1:]
+    strips = strip_count(rows, columns, factor)
+    return to_image(decoder.run({"tokens": tokens, "strips": strips})["image"].numpy()[0])
 
 
 def _to_numpy(tokens: Any) -> NDArray[np.int64]:

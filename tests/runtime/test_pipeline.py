@@ -186,16 +186,16 @@ def test_closed_pipeline_says_so(bundles: dict[str, Path]) -> None:
     with pytest.raises(UsageError, match="the pipeline is closed"):
         pipeline("a red fox", **SMALL)
     with pytest.raises(UsageError, match="the pipeline is closed"):
-        pipeline.run_component("vq_decoder", {"tokens": np.zeros((1, 2, 2), np.int64)})
+        pipeline.run_component("vq_decoder", {"tokens": np.zeros((1, 2, 2), np.int64), "strips": np.ones(1, np.int64)})
 
 
 @pytest.mark.parametrize(
     ("name", "inputs", "reason"),
     [
         ("unet", {}, "there is no component 'unet'; there are text_encoder"),
-        ("vq_decoder", {}, "vq_decoder takes tokens, not nothing"),
-        ("vq_decoder", {"token": np.zeros((1, 2, 2))}, "vq_decoder takes tokens, not token"),
-        ("vq_decoder", {"tokens": np.zeros((2, 2))}, "tokens has shape"),
+        ("vq_decoder", {}, "vq_decoder takes tokens, strips, not nothing"),
+        ("vq_decoder", {"token": np.zeros((1, 2, 2))}, "vq_decoder takes tokens, strips, not token"),
+        ("vq_decoder", {"tokens": np.zeros((2, 2)), "strips": np.ones(1)}, "tokens has shape"),
         ("text_encoder", {"input_ids": np.zeros((1, 5))}, "input_ids has shape"),
     ],
 )
