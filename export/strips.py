@@ -57,13 +57,20 @@ class StripGraph:
         self._groups, self._epsilon = groups, epsilon
         self._weights: dict[str, ir.Value] = {}
         self._constants: dict[str, ir.Value] = {}
-        self._count = self.op.Squeeze(self.strips, self.ints("first_axis", [0]))
-        self._indices = self.op.Range(self.ints("none", 0), self._count, self.ints("one", 1))
+        self._count = self.op.Squeeze(self.strips, self.ints(0))
+        self._indices = self.op.Range(self.number(0), self._count, self.number(1))
         self._indices.type, self._indices.shape = ir.TensorType(I64), ir.Shape(("strips",))
         self._stages = 0
 
-    def ints(self, name: str, values: Sequence[int] | int) -> ir.Value:
-        """An int64 constant; the same one for the same name."""
+    def ints(self, *values: int) -> ir.Value:
+        """An int64 vector, the same value for the same numbers."""
+        return self._constant("x".join(map(str, values)), values)
+
+    def number(self, value: int) -> ir.Value:
+        """An int64 scalar, the same value for the same number."""
+        return self._constant(f"scalar_{value}", value)
+
+    def _constant(self, name: str, values: Sequence[int] | int) -> ir.Value:
         if name not in self._constants:
             self._constants[name] = self.op.ints(name, values)
         return self._constants[name]
@@ -127,7 +134,8 @@ class StripGraph:
             if shortcut:
                 added = body.op.Conv(added, self.weight(f"{shortcut}.weight"), self.weight(f"{shortcut}.bias"))
             y = body.op.Add(y, added)
-        outputs = [(body.op.Squeeze(y, self.ints("first_axis", [0])), (channels, "rows", "columns"))]
+        outputs: list[tuple[ir.Value, tuple[int | str, ...]]]
+        outputs = [(body.op.Squeeze(y, self.ints(0)), (channels, "rows", "columns"))]
         if measured:
             outputs += [(value, (channels,)) for value in body.moments(y)]
         values = self.op.Scan(self._indices, body=body.graph(outputs), num_scan_inputs=1, _outputs=len(outputs))
@@ -148,10 +156,9 @@ class StripGraph:
     def whole(self, x: Layer) -> ir.Value:
         """A layer in one piece, (1, channels, height, width)."""
         turned = self.op.Transpose(x.value, perm=[1, 0, 2, 3])
-        shape = self.op.Concat(
-            self.ints(f"one_of_{x.channels}", [1, x.channels, -1]), self.op.Shape(turned, start=3), axis=0
-        )
-        return self.op.Reshape(turned, shape)
+        shape = self.op.Concat(self.ints(1, x.channels, -1), self.op.Shape(turned, start=3), axis=0)
+        joined: ir.Value = self.op.Reshape(turned, shape)
+        return joined
 
     def finish(self, name: str, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value]) -> ir.Model:
         """The model; `strips` becomes its last input."""
@@ -168,12 +175,12 @@ class StripGraph:
     def _statistics(self, x: Layer, norm: str) -> tuple[ir.Value, ir.Value]:
         """Mean and variance of each channel's group over the whole picture, each (channels)."""
         assert x.mean is not None and x.variance is not None, f"{norm} follows an unmeasured layer"
-        over_strips, over_group = self.ints("first_axis", [0]), self.ints("second_axis", [1])
+        over_strips, over_group = self.ints(0), self.ints(1)
         mean, variance = self._merged(x.mean, x.variance, over_strips, keepdims=0)
-        grouped = self.ints(f"groups_of_{x.channels}", [self._groups, x.channels // self._groups])
+        grouped = self.ints(self._groups, x.channels // self._groups)
         mean, variance = (self.op.Reshape(value, grouped) for value in (mean, variance))
         merged = self._merged(mean, variance, over_group, keepdims=1)
-        flat = self.ints("last_axis", [-1])
+        flat = self.ints(-1)
         mean, variance = (self.op.Reshape(self.op.Expand(value, grouped), flat) for value in merged)
         return mean, variance
 
@@ -200,49 +207,38 @@ class _Body:
 
         Beyond the first and last strip it is a row of that strip; see `beyond`.
         """
-        ints, axis = self._owner.ints, self._owner.ints("first_axis", [0])
-        if not offset:
-            return self.op.Unsqueeze(self.op.Gather(layer, self._index, axis=0), axis)
-        one, none = ints("one", 1), ints("none", 0)
+        op, ints, number = self.op, self._owner.ints, self._owner.number
+        index, edge = self._index, None
         if offset < 0:
-            index, start, end = (
-                self.op.Max(self.op.Sub(self._index, one), none),
-                ints("minus_one", [-1]),
-                ints("end", [END]),
-            )
-        else:
-            last = self.op.Sub(self._count, one)
-            index, start, end = (
-                self.op.Min(self.op.Add(self._index, one), last),
-                ints("first_axis", [0]),
-                ints("second_axis", [1]),
-            )
-        strip = self.op.Gather(layer, index, axis=0)
-        return self.op.Unsqueeze(self.op.Slice(strip, start, end, ints("second_axis", [1])), axis)
+            index, edge = op.Max(op.Sub(index, number(1)), number(0)), (ints(-1), ints(END))
+        elif offset > 0:
+            last = op.Sub(self._count, number(1))
+            index, edge = op.Min(op.Add(index, number(1)), last), (ints(0), ints(1))
+        strip = op.Gather(layer, index, axis=0)
+        if edge is not None:
+            strip = op.Slice(strip, *edge, ints(1))
+        taken: ir.Value = op.Unsqueeze(strip, ints(0))
+        return taken
 
     def beyond(self, row: ir.Value, offset: int) -> ir.Value:
         """A neighbouring row, zero where the picture ends."""
-        ints = self._owner.ints
-        if offset < 0:
-            inside = self.op.Greater(self._index, ints("none", 0))
-        else:
-            inside = self.op.Less(self._index, self.op.Sub(self._count, ints("one", 1)))
-        return self.op.Mul(row, self.op.Cast(inside, to=int(F32)))
+        op, number = self.op, self._owner.number
+        last = op.Sub(self._count, number(1))
+        inside = op.Greater(self._index, number(0)) if offset < 0 else op.Less(self._index, last)
+        zeroed: ir.Value = op.Mul(row, op.Cast(inside, to=int(F32)))
+        return zeroed
 
     def doubled(self, rows: ir.Value) -> ir.Value:
         """A strip with a row above and below, twice as large, with one of the doubled rows above and below."""
-        ints = self._owner.ints
-        # Repeating along new axes: a Resize looks up every pixel.
-        wide = self.op.Unsqueeze(rows, ints("behind_pixels", [3, 5]))
-        wide = self.op.Expand(wide, ints("twice", [1, 1, 1, 2, 1, 2]))
-        shape = self.op.Shape(rows)
-        larger = self.op.Mul(shape, ints("factors", [1, 1, 2, 2]))
-        doubled = self.op.Reshape(wide, larger)
-        return self.op.Slice(doubled, ints("second_axis", [1]), ints("minus_one", [-1]), ints("third_axis", [2]))
+        op, ints = self.op, self._owner.ints
+        pairs = op.Expand(op.Unsqueeze(rows, ints(3, 5)), ints(1, 1, 1, 2, 1, 2))
+        doubled = op.Reshape(pairs, op.Mul(op.Shape(rows), ints(1, 1, 2, 2)))
+        inner: ir.Value = op.Slice(doubled, ints(1), ints(-1), ints(2))
+        return inner
 
     def moments(self, y: ir.Value) -> list[ir.Value]:
         """Mean and variance of each channel, both (channels)."""
-        axes, flat = self._owner.ints("all_but_channels", [0, 2, 3]), self._owner.ints("last_axis", [-1])
+        axes, flat = self._owner.ints(0, 2, 3), self._owner.ints(-1)
         mean = self.op.ReduceMean(y, axes, keepdims=1)
         apart = self.op.Sub(y, mean)
         return [self.op.Reshape(mean, flat), self.op.ReduceMean(self.op.Mul(apart, apart), axes, keepdims=0)]

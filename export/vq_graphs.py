@@ -25,7 +25,7 @@ def build_vq_decoder(config: VqConfig, shapes: Mapping[str, torch.Size], read: R
     """
     net = StripGraph(shapes, read, config.norm_num_groups, EPS)
     tokens = port("tokens", I64, (1, "height", "width"))
-    rows = net.op.Concat(net.strips, net.ints("last_axis", [-1]), net.op.Shape(tokens, start=2), axis=0)
+    rows = net.op.Concat(net.strips, net.ints(-1), net.op.Shape(tokens, start=2), axis=0)
     cells = net.op.Gather(net.weight("code_table"), net.op.Reshape(tokens, rows), axis=0)
     x = Layer(net.op.Transpose(cells, perm=[0, 3, 1, 2]), config.latent_channels)
     x = net.convolve(x, "decoder.conv_in")
@@ -57,8 +57,8 @@ def build_vq_encoder(config: VqConfig, shapes: Mapping[str, torch.Size], read: R
     op = net.op
     image = port("image", F32, (1, config.in_channels, "image_height", "image_width"))
     # (1, channels, H, W) to (channels, strips, rows, W) to (strips, channels, rows, W).
-    lead = net.ints("color_channels", [config.in_channels])
-    rows = op.Concat(lead, net.strips, net.ints("last_axis", [-1]), op.Shape(image, start=3), axis=0)
+    lead = net.ints(config.in_channels)
+    rows = op.Concat(lead, net.strips, net.ints(-1), op.Shape(image, start=3), axis=0)
     x = Layer(op.Transpose(op.Reshape(image, rows), perm=[1, 0, 2, 3]), config.in_channels)
     x = net.convolve(x, "encoder.conv_in")
     last = len(config.block_out_channels) - 1

@@ -11,7 +11,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from pochade.benchmarks.peers.loop import Clock, paint, sample  # noqa: E402
+from pochade.benchmarks.peers.loop import Clock, Networks, paint, sample  # noqa: E402
 from pochade.benchmarks.peers.torch_child import TorchNetworks  # noqa: E402
 from pochade.benchmarks.peers.versus import PEERS, advantages, peer_cases  # noqa: E402
 from pochade.benchmarks.speed import Case, Report, Settings  # noqa: E402
@@ -91,11 +91,13 @@ def test_openvino_computes_the_same_model(tmp_path: Path) -> None:
     ids, tokens = np.array(facts["ids"]), np.full((1, 2, 4), checkpoint.scheduler["mask_token_id"])
     given = (np.array([[128, 64, 0, 0, 6.0]], np.float32), np.array([3.0], np.float32))
     found = []
-    for networks in (
+    pair: list[Networks] = [
         TorchNetworks(checkpoint, torch.float32, Clock()),
         OpenVinoNetworks(tmp_path / "int8", facts, 1, Clock()),
-    ):
-        found.append(networks.logits(tokens, *networks.encode(ids[:1]), *given))
+    ]
+    for networks in pair:
+        states, pooled = networks.encode(ids[:1])
+        found.append(networks.logits(tokens, states, pooled, *given))
     error = np.linalg.norm(found[1] - found[0]) / np.linalg.norm(found[0])
     assert 0 < error < 0.2
 

@@ -139,7 +139,7 @@ def test_what_the_bundle_refuses_ends_the_run(capsys: pytest.CaptureFixture[str]
 
 
 def test_a_child_that_dies_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speed.sys, "executable", "/bin/false")
+    monkeypatch.setattr("sys.executable", "/bin/false")
     with pytest.raises(PochadeError, match=r"measuring small failed \(exit code 1\)"):
         measure(Report(SETTINGS, 1, [case()]), lambda *_: None, lambda: None)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -20,11 +21,11 @@ from pochade.runtime import session
 from tests.quant.graphs import port, run, save
 
 HEADS, WIDTH = 2, 64
-TENSOR = [1, "tokens", WIDTH]
+TENSOR: list[str | int] = [1, "tokens", WIDTH]
 ATTENTION = "MultiHeadAttention"
 
 
-def attend(*inputs: str, **attributes: float) -> NodeProto:
+def attend(*inputs: str, **attributes: Any) -> NodeProto:
     return helper.make_node(ATTENTION, inputs, ["y"], domain="com.microsoft", num_heads=HEADS, **attributes)
 
 

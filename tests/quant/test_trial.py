@@ -16,7 +16,7 @@ STARTER = Bundle.open(BUILT_IN / "starter")
 
 
 def with_defaults(**defaults: Any) -> Bundle:
-    manifest = replace(STARTER.manifest, defaults=STARTER.manifest.defaults | defaults)
+    manifest = replace(STARTER.manifest, defaults={**STARTER.manifest.defaults, **defaults})
     return replace(STARTER, manifest=manifest)
 
 
