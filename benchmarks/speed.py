@@ -113,18 +113,21 @@ class Case:
             runs: to take them from; without, all but the first.
         """
         warm = self.runs[1:] if runs is None else runs
-        if metric == "cold_open":
-            return [_opened(run) for run in self.runs[:1] if run["cold"]]
-        if metric == "open":
-            return [_opened(run) for run in warm]
-        if metric == "picture":
-            return [run["picture"] for run in warm]
-        if metric == "step":
-            return [seconds for run in warm for seconds in _steps(run)]
-        names = {"text": ("text_encoder", "condition"), "sampler": ("sampler",), "decode": ("vq_decoder",)}[metric]
-        if metric == "text":
-            return [sum(sum(run["components"][name]["ran"]) for name in names) for run in warm]
-        return [seconds for run in warm for seconds in run["components"][names[0]]["ran"]]
+        match metric:
+            case "cold_open":
+                return [_opened(run) for run in self.runs[:1] if run["cold"]]
+            case "open":
+                return [_opened(run) for run in warm]
+            case "text":
+                return [sum(_ran(run, "text_encoder")) + sum(_ran(run, "condition")) for run in warm]
+            case "step":
+                return [seconds for run in warm for seconds in _steps(run)]
+            case "sampler":
+                return [seconds for run in warm for seconds in _ran(run, "sampler")]
+            case "decode":
+                return [seconds for run in warm for seconds in _ran(run, "vq_decoder")]
+            case _:
+                return [run[metric] for run in warm]
 
     def median(self, metric: str) -> float | None:
         """Of the samples, None without any."""
@@ -155,9 +158,14 @@ def _opened(run: Figures) -> float:
     return sum(sum(times["opened"]) for times in run["components"].values())
 
 
+def _ran(run: Figures, component: str) -> list[float]:
+    seconds: list[float] = run["components"][component]["ran"]
+    return seconds
+
+
 def _steps(run: Figures) -> Iterator[float]:
     """Seconds of each denoise step: its passes of the transformer and its sampler."""
-    passes, draws = run["components"]["transformer"]["ran"], run["components"]["sampler"]["ran"]
+    passes, draws = _ran(run, "transformer"), _ran(run, "sampler")
     per_step = len(passes) // len(draws)
     for i, draw in enumerate(draws):
         yield sum(passes[i * per_step : (i + 1) * per_step]) + draw
