@@ -36,8 +36,8 @@ def page(report: Report) -> str:
     settings, machine = report.settings, report.machine
     measured = [case for case in report.cases if len(case.runs) > 1]
     plots = [_phases, _time_and_memory]
-    if sum(_fidelity(case) is not None for case in measured):
-        plots.append(_time_and_fidelity)
+    if any(_fidelity(case) is not None for case in measured):
+        plots.append(_size_and_fidelity)
     figures = "".join(f"<figure>{_svg(draw, measured)}</figure>" for draw in plots) if measured else ""
     facts = {
         "picture": f"{settings.width}x{settings.height}, {settings.num_inference_steps} steps, "
@@ -151,7 +151,7 @@ def _time_and_memory(axes: Axes, cases: Sequence[Case]) -> None:
     axes.set_ylabel("seconds a picture")
 
 
-def _time_and_fidelity(axes: Axes, cases: Sequence[Case]) -> None:
+def _size_and_fidelity(axes: Axes, cases: Sequence[Case]) -> None:
     known = [case for case in cases if _fidelity(case) is not None]
     _scatter(axes, known, lambda case: (case.bytes / 1e6, _fidelity(case) or 0.0))
     axes.set_xlabel("size on disk, MB")

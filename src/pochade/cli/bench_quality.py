@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pochade.cli.options import add_verbosity
+from pochade.cli.options import add_verbosity, check_folders
 from pochade.cli.progress import ProgressBar
 from pochade.cli.text import human_size, table
 from pochade.errors import MissingExtraError, OutputError, UsageError
@@ -49,9 +49,7 @@ def run_quality(arguments: argparse.Namespace) -> int:
     """Compare bundles."""
     if arguments.pictures < 1 or arguments.adherence < 0 or arguments.seed < 0:
         raise UsageError("--pictures must be at least 1, --adherence and --seed at least 0")
-    for path in (arguments.json, arguments.plot):
-        if path is not None and not path.parent.is_dir():
-            raise OutputError(f"cannot write {path}: there is no folder {path.parent}")
+    check_folders(arguments.json, arguments.plot)
     if arguments.plot is not None and arguments.plot.suffix not in (".png", ".svg", ".pdf"):
         raise UsageError(f"--plot {arguments.plot} must end in .png, .svg or .pdf")
     wanted = ["scipy", "onnx_ir", *(["matplotlib"] if arguments.plot is not None else [])]

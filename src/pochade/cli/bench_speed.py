@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pochade.cli.options import add_verbosity
+from pochade.cli.options import add_verbosity, check_folders, read_size
 from pochade.cli.progress import ProgressBar
 from pochade.cli.text import human_size, table
 from pochade.errors import MissingExtraError, OutputError, UsageError
@@ -63,7 +63,7 @@ def prepare(arguments: argparse.Namespace) -> Report:
     from pochade.runtime.locate import resolve
 
     paths = [resolve(name) for name in arguments.bundles]
-    width, height = _size(arguments.size)
+    width, height = (None, None) if arguments.size is None else read_size(arguments.size)
     settings = default_settings(
         Bundle.open(paths[0]),
         prompt=arguments.prompt,
@@ -151,20 +151,9 @@ def check(arguments: argparse.Namespace) -> None:
             raise UsageError(f"--{name} is {value}; it must be at least 1")
     if arguments.resume and arguments.json is None:
         raise UsageError("--resume needs --json FILE, where the interrupted run kept what it measured")
-    for path in (arguments.json, arguments.html):
-        if path is not None and not path.parent.is_dir():
-            raise OutputError(f"cannot write {path}: there is no folder {path.parent}")
+    check_folders(arguments.json, arguments.html)
     if arguments.html is not None and find_spec("matplotlib") is None:
         raise MissingExtraError('--html needs matplotlib: pip install "pochade[bench]"')
-
-
-def _size(text: str | None) -> tuple[int | None, int | None]:
-    if text is None:
-        return None, None
-    width, cross, height = text.lower().partition("x")
-    if not (cross and width.isdecimal() and height.isdecimal()):
-        raise UsageError(f"--size {text!r} is not WIDTHxHEIGHT, e.g. 1024x768")
-    return int(width), int(height)
 
 
 def _unlike_names(report: Report) -> None:

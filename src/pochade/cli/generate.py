@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pochade.cli.options import add_json, add_verbosity
+from pochade.cli.options import add_json, add_verbosity, read_size
 from pochade.cli.progress import ProgressBar
 from pochade.cli.text import printable
 from pochade.errors import OutputError, UsageError
@@ -175,12 +175,10 @@ def _prompt(arguments: argparse.Namespace) -> str:
 def _size(arguments: argparse.Namespace) -> tuple[int | None, int | None]:
     if arguments.size is None:
         return arguments.width, arguments.height
-    match = re.fullmatch(r"(\d{1,6})[xX×](\d{1,6})", arguments.size)
-    if not match:
-        raise UsageError(f"size {arguments.size!r} is not WIDTHxHEIGHT, e.g. 1024x768")
+    size = read_size(arguments.size)
     if arguments.width is not None or arguments.height is not None:
         raise UsageError("give --size or --width and --height, not both")
-    return int(match[1]), int(match[2])
+    return size
 
 
 def _temperature(text: str | None) -> tuple[float, float] | float | None:
