@@ -21,6 +21,8 @@ from pochade.starter.checker import check
 from pochade.starter.codec_start import carry_colours
 from pochade.starter.codes import CODEBOOK, FLAT, VECTOR, code_vectors, scene_codes
 from pochade.starter.draw import random_scene
+from pochade.starter.fast import autocast, fast_dtype
+from pochade.starter.muon import Muon
 from pochade.starter.scenes import render
 from pochade.starter.schedule import Budget
 from pochade.starter.shapes import CELL, GRID
@@ -81,7 +83,7 @@ def pictures_and_codes(n: int, rng: np.random.Generator) -> tuple[Tensor, Tensor
 
 def decoder_loss(codec: VQModel, pictures: Tensor, codes: Tensor) -> Tensor:
     """Absolute and squared error of the pictures decoded from the true codes."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast():
         error = codec.decode(codes).float() - pictures
     return error.abs().mean() + 4 * error.square().mean()
 
@@ -90,7 +92,7 @@ def encoder_loss(codec: VQModel, pictures: Tensor, codes: Tensor) -> Tensor:
     """Squared error of the code vectors read from the pictures."""
     # Faint noise, so that the encoder also reads pictures that are not exact.
     noisy = pictures + 0.01 * torch.randn_like(pictures)
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast():
         latents = codec.encode(noisy)
     return nn.functional.mse_loss(latents.float(), codec.quantize.embedding(codes).permute(0, 3, 1, 2))
 
@@ -107,7 +109,7 @@ class ConvMuon:
     def __init__(self, weights: list[nn.Parameter], rate: float) -> None:
         self.weights = weights
         self.matrices = [nn.Parameter(self._matrix(weight.detach())) for weight in weights]
-        self.muon = torch.optim.Muon(self.matrices, lr=rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+        self.muon = Muon(self.matrices, rate, 0.0, fast_dtype())
 
     def step(self) -> None:
         """Update the convolutions from their gradients."""

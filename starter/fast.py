@@ -1,4 +1,4 @@
-"""Faster forms of two operations for training on a CPU in bfloat16; same mathematics.
+"""What makes training fast on a CPU: bfloat16 where the processor has it, and faster forms of two operations.
 
 PyTorch's fused kernels lose here: RMS norm refuses a float32 gain on bfloat16 input, and the
 attention kernel's backward pass costs more than its matrices for a hundred tokens. A graph
@@ -12,6 +12,20 @@ import torch.nn.functional as F  # noqa: N812 - the name everyone gives it
 from torch import Tensor
 
 from pochade.export.modules import masked_transformer, ops
+from pochade.machine import cpu_features
+
+BFLOAT16 = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+"""Features of processors that multiply in bfloat16. All others emulate it, many times slower than float32."""
+
+
+def fast_dtype() -> torch.dtype:
+    """What this processor multiplies fastest: bfloat16, or float32 where it has no bfloat16."""
+    return torch.float32 if BFLOAT16.isdisjoint(cpu_features()) else torch.bfloat16
+
+
+def autocast() -> torch.autocast:
+    """Context in which products are computed in `fast_dtype`."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=fast_dtype() is torch.bfloat16)
 
 
 def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

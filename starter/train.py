@@ -19,7 +19,9 @@ from pochade.starter.checkpoint import LOG, STATE
 from pochade.starter.codes import scene_codes
 from pochade.starter.data import Batch, Batches
 from pochade.starter.draw import random_scene
+from pochade.starter.fast import autocast, fast_dtype
 from pochade.starter.model import MASK, Painter
+from pochade.starter.muon import Muon
 from pochade.starter.schedule import Budget, rate_factor
 from pochade.starter.shapes import GRID
 
@@ -34,7 +36,7 @@ Features = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 def masked_loss(painter: Painter, batch: Batch, cell_features: Features) -> Tensor:
     """Mean cross-entropy in nats at the batch's chosen masked cells, averaged per picture."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast():
         features = cell_features(batch.tokens, batch.ids, batch.steps)
         # The head only where the loss looks.
         features = features.gather(1, batch.cells[..., None].expand(-1, -1, features.shape[-1]))
@@ -60,7 +62,7 @@ def optimisers(painter: Painter, rate: float, muon: bool) -> list[torch.optim.Op
     groups = [{"params": decayed, "weight_decay": 0.02}, {"params": plain, "weight_decay": 0.0}]
     out: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95), fused=True)]
     if matrices:
-        out.append(torch.optim.Muon(matrices, lr=rate, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"))
+        out.append(Muon(matrices, rate, 0.02, fast_dtype()))
     for group in (g for o in out for g in o.param_groups):
         group["peak"] = group["lr"]
     return out
@@ -89,7 +91,7 @@ class CaptionTest:
         """Cross-entropy at full mask in nats per cell, for each kind of prompt."""
         tokens = torch.full((len(self.targets), GRID, GRID), MASK)
         steps = torch.full((1,), 63)
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad(), autocast():
             logits = {kind: painter(tokens, ids, steps) for kind, ids in self.ids.items()}
         flat = self.targets.flatten()
         return {
