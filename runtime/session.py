@@ -68,7 +68,8 @@ class ComponentSession:
     """A component of a bundle, open on a device.
 
     Tensors stay where they are: inputs may be arrays (bound without a copy on a CPU) or values that an earlier
-    session left on the device, outputs are values on the device.
+    session left on the device, outputs are values on the device. Such a value keeps its session alive, weights and
+    all, until it is gone itself; `detached` makes one that does not.
     """
 
     def __init__(
@@ -127,7 +128,12 @@ class ComponentSession:
             UsageError: an input is missing, unknown, or of the wrong type or shape.
         """
         checked = check_inputs(self.component, inputs)
-        return {name: value.numpy() for name, value in self.run(checked).items()}
+        return {name: to_array(value) for name, value in self.run(checked).items()}
+
+    def detached(self, value: Any) -> Any:
+        """Copy of an output on the same device that may outlive this session without holding on to it."""
+        array = to_array(value)
+        return array if self.device.name == "cpu" else self._on_device(array)
 
     def close(self) -> None:
         """Give the memory back."""
@@ -149,6 +155,11 @@ class ComponentSession:
             future.exception()
             self._stop.check()
             raise
+
+
+def to_array(value: Any) -> Array:
+    """Copy of a value on the host that holds on to no session."""
+    return value if isinstance(value, np.ndarray) else value.numpy().copy()
 
 
 def _arrays(values: Mapping[str, Any]) -> dict[str, Array]:

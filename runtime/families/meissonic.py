@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -28,7 +28,7 @@ from pochade.runtime.pipeline import Pipeline, Result, StepEvent
 from pochade.runtime.providers import Device
 from pochade.runtime.rng import MAX_SEED, Noise, PhiloxNoise, random_seed
 from pochade.runtime.schedulers.masked import MaskedSchedule
-from pochade.runtime.session import ComponentSession
+from pochade.runtime.session import ComponentSession, to_array
 from pochade.runtime.strips import strip_count
 from pochade.runtime.tokenizer import PromptTokenizer, check_prompt
 
@@ -204,6 +204,25 @@ class MeissonicPipeline(Pipeline):
         start = time.perf_counter()
         states, notes = self._encode(request)
         condition = self._condition(request, states)
+        finished = yield from self._denoise(request, condition, noise, start)
+        images = self._decode(finished)
+        self._timings["total"] = time.perf_counter() - start
+        yield Result(
+            images,
+            [request.seed + i for i in range(len(images))],
+            self._settings(request),
+            dict(self._timings),
+            peak_memory(),
+            dict(self._providers),
+            tuple(notes) + ((f"painted on the CPU: {self.device.note}",) if self.device.note else ()),
+            dict(self._components),
+            tuple(finished),
+        )
+
+    def _denoise(
+        self, request: Request, condition: dict[str, tuple[Any, Any]], noise: Noise, start: float
+    ) -> Generator[StepEvent, None, list[NDArray[np.int64]]]:
+        """Token grid of every image; a method of its own, so that no value of its sessions outlives it."""
         grid = (request.height // self._factor, request.width // self._factor)
         schedule = MaskedSchedule.create(
             request.num_inference_steps, grid[0] * grid[1], request.temperature, self._schedule
@@ -219,22 +238,10 @@ class MeissonicPipeline(Pipeline):
                         tokens, codes = steps.run(step, tokens)
                     done = image * request.num_inference_steps + step + 1
                     elapsed = time.perf_counter() - start
-                    yield StepEvent(done, total, elapsed, image, partial(self._preview, codes))
+                    yield StepEvent(done, total, elapsed, image, partial(self._preview, to_array(codes)))
                     self._stop.check()
-                finished.append(_to_numpy(tokens))
-        images = self._decode(finished)
-        self._timings["total"] = time.perf_counter() - start
-        yield Result(
-            images,
-            [request.seed + i for i in range(len(images))],
-            self._settings(request),
-            dict(self._timings),
-            peak_memory(),
-            dict(self._providers),
-            tuple(notes) + ((f"painted on the CPU: {self.device.note}",) if self.device.note else ()),
-            dict(self._components),
-            tuple(finished),
-        )
+                finished.append(to_array(tokens))
+        return finished
 
     def _encode(self, request: Request) -> tuple[dict[str, tuple[Any, Any]], list[str]]:
         """Text states and pooled vector of every distinct text, and what did not fit."""
@@ -250,7 +257,7 @@ class MeissonicPipeline(Pipeline):
                         f"{len(encoded.ids)} tokens; it was cut at …{read}|{unread}…"
                     )
                 outputs = encoder.run({"input_ids": encoded.ids[None]})
-                states[text] = (outputs["text_states"], outputs["pooled"])
+                states[text] = (encoder.detached(outputs["text_states"]), encoder.detached(outputs["pooled"]))
         return states, notes
 
     def _condition(self, request: Request, states: dict[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
@@ -262,7 +269,7 @@ class MeissonicPipeline(Pipeline):
             for text, (text_states, pooled) in states.items():
                 inputs = {"text_states": text_states, "pooled": pooled, "micro_conds": micro, "timesteps": timesteps}
                 outputs = session.run(inputs)
-                condition[text] = (outputs["context"], outputs["modulation"])
+                condition[text] = (session.detached(outputs["context"]), session.detached(outputs["modulation"]))
         return condition
 
     def _decode(self, grids: Sequence[Any]) -> list[Image.Image]:
@@ -357,10 +364,6 @@ def _picture(decoder: ComponentSession, tokens: Any, factor: int) -> Image.Image
     rows, columns = (tokens.shape if isinstance(tokens, np.ndarray) else tokens.shape())[1:]
     strips = strip_count(rows, columns, factor)
     return to_image(decoder.run({"tokens": tokens, "strips": strips})["image"].numpy()[0])
-
-
-def _to_numpy(tokens: Any) -> NDArray[np.int64]:
-    return tokens if isinstance(tokens, np.ndarray) else tokens.numpy()
 
 
 def _row(noise: NDArray[np.float32], cells: int) -> NDArray[np.float32]:

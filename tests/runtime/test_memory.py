@@ -1,0 +1,51 @@
+"""What a pipeline took it gives back, also while its results are kept."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pochade
+from pochade.runtime.pipeline import Result
+from pochade.runtime.session import ComponentSession
+
+
+@pytest.fixture
+def closed(monkeypatch: pytest.MonkeyPatch) -> dict[str, weakref.ref[Any]]:
+    """ONNX Runtime's own session of every component that has been closed."""
+    refs: dict[str, weakref.ref[Any]] = {}
+    close = ComponentSession.close
+
+    def watched(self: ComponentSession) -> None:
+        refs[self.component.name] = weakref.ref(self._session._sess)
+        close(self)
+
+    monkeypatch.setattr(ComponentSession, "close", watched)
+    return refs
+
+
+def test_each_phase_ends_with_its_weights_gone(bundles: dict[str, Path], closed: dict[str, weakref.ref[Any]]) -> None:
+    with pochade.load(bundles["monetico-tiny"], device="cpu", threads=1) as pipe:
+        kept = []
+        for event in pipe.stream("a fox", width=64, height=64, num_inference_steps=2, guidance_scale=2.0, seed=1):
+            kept.append(event)
+            gc.collect()
+            # Tensors of the phases before are used on every step; sessions that made them are not.
+            alive = [name for name, session in closed.items() if session() is not None]
+            assert alive == []
+    assert isinstance(kept[-1], Result) and len(kept) == 3
+    assert set(closed) == {"text_encoder", "condition", "transformer", "sampler", "vq_decoder"}
+
+
+def test_arrays_of_a_single_component_hold_on_to_nothing(
+    bundles: dict[str, Path], closed: dict[str, weakref.ref[Any]]
+) -> None:
+    with pochade.load(bundles["monetico-tiny"], device="cpu", threads=1) as pipe:
+        ids = pipe._tokenizer.encode("a fox").ids[None]
+        states = pipe.run_component("text_encoder", {"input_ids": ids})["text_states"]
+    gc.collect()
+    assert states.size > 0 and closed["text_encoder"]() is None
