@@ -73,7 +73,24 @@ def replace_linear(
             assert node.graph is not None, f"node {node.name} belongs to no graph"
             node.graph.remove(node, safe=True)
         products.append(last)
+    _move_into_subgraph(weight.graph, products, operands)
     return products
+
+
+def _move_into_subgraph(owner: ir.Graph, products: Sequence[ir.Node], operands: Sequence[ir.Value]) -> None:
+    """Let initializers belong to the subgraph that all their readers are in, if there is one.
+
+    ONNX Runtime looks for the weights of a Loop's body in the body alone when it makes int8 products exact on
+    processors without VNNI, and quietly leaves those of the graph around it to saturate.
+    """
+    home = products[0].graph
+    if not isinstance(home, ir.Graph) or home is owner or any(product.graph is not home for product in products):
+        return
+    for value in operands:
+        if value.is_initializer():
+            assert value.name is not None
+            del owner.initializers[value.name]
+            home.register_initializer(value)
 
 
 def add_constant(weight: Weight, suffix: str, array: Array, widen: bool = True) -> ir.Value:
