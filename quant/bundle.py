@@ -163,7 +163,12 @@ def _quantized(
 
 
 def _account(result: ComponentReport, scheme: Scheme) -> dict[str, object]:
-    return {"scheme": scheme.to_manifest(), "weights": result.counts, "int8_attentions": result.attentions}
+    return {
+        "scheme": scheme.to_manifest(),
+        "weights": result.counts,
+        "int8_attentions": result.attentions,
+        "half_layers": result.half_layers,
+    }
 
 
 def _finish(writer: BundleWriter, manifest: Manifest, scorecard: Scorecard) -> Bundle:

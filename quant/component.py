@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from pochade.errors import UsageError
-from pochade.quant import attention, dynamic_int8, expand, gather, nbits, static_int8
+from pochade.quant import attention, dynamic_int8, expand, gather, half_layers, nbits, static_int8
 from pochade.quant.fidelity import Call
 from pochade.quant.moments import Moment, moment_groups
 from pochade.quant.scheme import FLOAT, Kind, Scheme, Storage, Use
@@ -69,11 +69,15 @@ class ComponentReport:
     """Weights of linear layers, embeddings and convolutions; everything else stays as it was."""
     attentions: int
     """Attentions that multiply 8-bit numbers."""
+    half_layers: int
+    """Layers whose output is kept in float16."""
 
     @property
     def changed(self) -> bool:
         """Whether anything but the file was."""
-        return bool(self.attentions) or any(weight.storage.kind is not Kind.FLOAT for weight in self.weights)
+        return bool(self.attentions or self.half_layers) or any(
+            weight.storage.kind is not Kind.FLOAT for weight in self.weights
+        )
 
     @property
     def counts(self) -> dict[str, int]:
@@ -114,6 +118,7 @@ def quantize_component(
             REWRITES[weight.use, storage.kind](weight, storage)
     _rewrite_special(source, special, scheme, calls, progress)
     attentions = attention.rewrite(model) if scheme.int8_attention else 0
+    narrowed = half_layers.rewrite(model) if scheme.half_layers else 0
     model.graph.opset_imports.setdefault(MICROSOFT, 1)
     data = _save(model, target, progress)
     return ComponentReport(
@@ -123,6 +128,7 @@ def quantize_component(
         target.stat().st_size + (data.stat().st_size if data.exists() else 0),
         tuple(StoredWeight(weight.name, weight.shape, weight.use, storage) for weight, storage in decided),
         attentions,
+        narrowed,
     )
 
 

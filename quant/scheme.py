@@ -194,6 +194,8 @@ class Scheme:
     """Strength of the smoothing of inputs of `dynamic` linear layers, 0 to 1; 0 for none."""
     int8_attention: bool = False
     """Whether attention multiplies 8-bit numbers, see `attention`."""
+    half_layers: bool = True
+    """Whether codecs keep in float16 what one layer gives the next, see `half_layers`."""
     low_rank: int = 0
     """Columns of the branch beside a 4-bit linear layer that carries its rounding error."""
 
@@ -279,6 +281,7 @@ class Scheme:
             "smoothing": self.smoothing,
             "low_rank": self.low_rank,
             "int8_attention": self.int8_attention,
+            "half_layers": self.half_layers,
         }
 
     def _kept(self, use: Use, bits: int) -> Storage:

@@ -26,7 +26,7 @@ __all__ = ["ort"]
 _M_MMAP_THRESHOLD = -3
 
 
-def _return_freed_memory() -> None:
+def _map_large_blocks() -> None:
     """Have glibc map blocks of a megabyte and more, so that a closed session's weights go back to the system.
 
     Its threshold otherwise grows with the largest block freed, and gigabytes stay with the process.
@@ -37,5 +37,5 @@ def _return_freed_memory() -> None:
             mallopt(_M_MMAP_THRESHOLD, 1 << 20)
 
 
-_return_freed_memory()
+_map_large_blocks()
 ort.set_default_logger_severity(3)

@@ -16,6 +16,7 @@ from PIL import Image
 from pochade.bundle import Bundle
 from pochade.errors import BundleInvalidError, UsageError
 from pochade.machine import usable_cores
+from pochade.runtime.memory import return_freed_memory
 from pochade.runtime.providers import Device
 from pochade.runtime.session import ComponentSession, ComponentTimes, Observer, Stop
 
@@ -118,9 +119,10 @@ class Pipeline(ABC):
         self._stop.request()
 
     def close(self) -> None:
-        """End the pipeline; a call under way is cancelled."""
+        """End the pipeline and give its memory back; a call under way is cancelled."""
         self._closed = True
         self._stop.request()
+        return_freed_memory()
 
     def __enter__(self) -> Self:
         return self

@@ -223,6 +223,7 @@ def test_quantizing_what_is_no_bundle(tmp_path: Path) -> None:
         (["--scheme", "int8", "--block-size", "32"], "--block-size"),
         (["--keep", "x=8"], "--keep needs --scheme, --target-size, --min-snr or --bits"),
         (["--block-size", "32"], "--block-size needs --scheme"),
+        (["--codec-layers", "16"], "--codec-layers needs --scheme"),
         (["--scheme", "int8", "--rounding", "gptq"], "--rounding has no effect with scheme int8"),
         (["--scheme", "int4", "--low-rank", "-1"], "a low-rank branch of -1 columns"),
         (["--target-size", "much"], "'much' is not a size such as 0.9G"),

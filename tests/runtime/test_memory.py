@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import weakref
 from pathlib import Path
 from typing import Any
@@ -49,3 +51,28 @@ def test_arrays_of_a_single_component_hold_on_to_nothing(
         states = pipe.run_component("text_encoder", {"input_ids": ids})["text_states"]
     gc.collect()
     assert states.size > 0 and closed["text_encoder"]() is None
+
+
+CYCLES = """
+import sys
+import pochade
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096 / 1e6
+
+kept = []
+for cycle in range(11):
+    with pochade.load("starter", device="cpu", threads=1) as pipe:
+        kept += list(pipe.stream("a large red star", seed=cycle, num_inference_steps=2))
+    print(resident())
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the system does not tell a process's memory there")
+def test_memory_returns_ten_times_in_a_row() -> None:
+    done = subprocess.run([sys.executable, "-c", CYCLES], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    first, *later = map(float, done.stdout.split())
+    assert len(later) == 10
+    assert max(later) - first < 30, (first, later)

@@ -90,6 +90,12 @@ def add_scheme_options(parser: argparse.ArgumentParser) -> None:
         help="let attention multiply 8-bit numbers too, on processors with VNNI or ARM's dot product",
     )
     parser.add_argument(
+        "--codec-layers",
+        type=int,
+        choices=(16, 32),
+        help="bits of the numbers that the codec keeps between its layers (default: 16, half the memory of 32)",
+    )
+    parser.add_argument(
         "--calibration",
         type=Path,
         metavar="FILE",
@@ -113,7 +119,7 @@ def read_scheme(arguments: argparse.Namespace) -> tuple[Scheme, dict[str, Any]] 
     """
     ways = ("scheme", "target_size", "min_snr", "bits")
     if all(getattr(arguments, way) is None for way in ways):
-        for name in ("block_size", "rounding", "low_rank", "int8_attention", "calibration", "keep"):
+        for name in ("block_size", "rounding", "low_rank", "int8_attention", "codec_layers", "calibration", "keep"):
             if getattr(arguments, name) not in (None, False, []):
                 raise UsageError(f"{_flag(name)} needs --scheme, --target-size, --min-snr or --bits")
         return None
@@ -130,6 +136,7 @@ def read_scheme(arguments: argparse.Namespace) -> tuple[Scheme, dict[str, Any]] 
         rounding=arguments.rounding or scheme.rounding,
         low_rank=scheme.low_rank if arguments.low_rank is None else arguments.low_rank,
         int8_attention=arguments.int8_attention,
+        half_layers=arguments.codec_layers != 32,
     )
     rules = []
     for text in arguments.keep:
