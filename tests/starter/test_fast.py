@@ -12,7 +12,7 @@ from pochade.starter.muon import Muon, orthogonal  # noqa: E402
 torch.set_num_threads(1)
 
 
-def test_muon_takes_the_steps_of_pytorchs():
+def test_muon_takes_the_steps_of_pytorchs() -> None:
     torch.manual_seed(0)
     shapes = ((8, 24), (24, 8), (16, 16))
     ours = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
@@ -30,7 +30,7 @@ def test_muon_takes_the_steps_of_pytorchs():
 
 
 @pytest.mark.parametrize("shape", [(6, 20), (20, 6)])
-def test_float32_orthogonalizes_as_bfloat16_does(shape):
+def test_float32_orthogonalizes_as_bfloat16_does(shape: tuple[int, int]) -> None:
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     exact, rounded = orthogonal(matrix, torch.float32), orthogonal(matrix, torch.bfloat16)
     assert exact.dtype is torch.float32 and exact.shape == matrix.shape
@@ -42,7 +42,9 @@ def test_float32_orthogonalizes_as_bfloat16_does(shape):
     ("features", "expected"),
     [(["avx2", "fma"], "float32"), (["avx2", "avx512_bf16"], "bfloat16"), (["asimd", "bf16"], "bfloat16")],
 )
-def test_bfloat16_is_used_where_the_processor_multiplies_in_it(monkeypatch, features, expected):
+def test_bfloat16_is_used_where_the_processor_multiplies_in_it(
+    monkeypatch: pytest.MonkeyPatch, features: list[str], expected: str
+) -> None:
     monkeypatch.setattr(fast, "cpu_features", lambda: features)
     assert fast.fast_dtype() is getattr(torch, expected)
     with fast.autocast():
