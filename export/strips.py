@@ -37,6 +37,23 @@ class Layer:
     """Likewise; of a population."""
 
 
+def phase_kernel(kernel: Tensor, row: int, column: int) -> Tensor:
+    """What a 3x3 kernel (outputs, inputs, 3, 3) is to pixels that were doubled, as (outputs, inputs, 2, 2).
+
+    Args:
+        kernel: applied to the doubled picture.
+        row: 0 for its even rows, which see the pixel above once and their own twice, 1 for its odd rows.
+        column: likewise for columns.
+    """
+
+    def folded(taps: tuple[Tensor, ...], phase: int, axis: int) -> Tensor:
+        first, middle, last = taps
+        pair = (first + middle, last) if phase else (first, middle + last)
+        return torch.stack(pair, axis)
+
+    return folded(folded(kernel.unbind(2), row, 2).unbind(3), column, 3)
+
+
 class StripGraph:
     """A graph in the making."""
 
@@ -77,10 +94,20 @@ class StripGraph:
 
     def weight(self, name: str) -> ir.Value:
         """A weight, read when it is written to disk."""
+        return self._weight(name, self._shapes[name], lambda: self._read(name))
+
+    def phase_weight(self, name: str, row: int, column: int) -> ir.Value:
+        """The 2x2 kernel that a 3x3 one is to one of four phases of doubled pixels, see `phase_kernel`."""
+        outputs, inputs, *_ = self._shapes[name]
+        shape = torch.Size((outputs, inputs, 2, 2))
+        return self._weight(
+            f"{name}.phase{row}{column}", shape, lambda: phase_kernel(self._read(name).float(), row, column)
+        )
+
+    def _weight(self, name: str, shape: torch.Size, source: Callable[[], Tensor]) -> ir.Value:
         if name not in self._weights:
-            shape = self._shapes[name]
             value = port(name, F32, tuple(shape))
-            value.const_value = lazy(name, shape, torch.float32, lambda: self._read(name).float())
+            value.const_value = lazy(name, shape, torch.float32, lambda: source().float())
             self._weights[name] = value
         return self._weights[name]
 
@@ -103,8 +130,9 @@ class StripGraph:
             norm: name of a group normalization of x, followed by SiLU; without, x is taken as it is.
             skip: added to the output.
             shortcut: name of a 1x1 convolution of what is added.
-            resample: `up` doubles x by repeating pixels first; `down` takes every second output, for which x gets a
-                row of zeros below and a column right of it, and none above and left.
+            resample: `up` doubles x by repeating pixels first, though the doubled picture is never made; `down` takes
+                every second output, for which x gets a row of zeros below and a column right of it, and none above
+                and left.
             measured: whether a normalization follows.
         """
         self._stages += 1
@@ -126,9 +154,11 @@ class StripGraph:
         else:
             above = body.beyond(ready(body.take(x.value, -1)), -1)
             rows, options = body.op.Concat(above, here, below, axis=2), {"pads": [0, 1, 0, 1]}
+        bias = self.weight(f"{name}.bias")
         if resample == "up":
-            rows = body.doubled(rows)
-        y = body.op.Conv(rows, self.weight(f"{name}.weight"), self.weight(f"{name}.bias"), **options)
+            y = body.doubled(rows, f"{name}.weight", bias)
+        else:
+            y = body.op.Conv(rows, self.weight(f"{name}.weight"), bias, **options)
         if skip is not None:
             added = body.take(skip.value)
             if shortcut:
@@ -228,13 +258,21 @@ class _Body:
         zeroed: ir.Value = op.Mul(row, op.Cast(inside, to=int(F32)))
         return zeroed
 
-    def doubled(self, rows: ir.Value) -> ir.Value:
-        """A strip with a row above and below, twice as large, with one of the doubled rows above and below."""
+    def doubled(self, rows: ir.Value, weight: str, bias: ir.Value) -> ir.Value:
+        """The 3x3 convolution of the doubled strip, from the strip with a row above and below it.
+
+        Of two equal pixels a kernel sees only the sum of its weights, so each of the four phases of the result is a
+        2x2 convolution of the strip itself, and 16 products take the place of 36.
+        """
         op, ints = self.op, self._owner.ints
-        pairs = op.Expand(op.Unsqueeze(rows, ints(3, 5)), ints(1, 1, 1, 2, 1, 2))
-        doubled = op.Reshape(pairs, op.Mul(op.Shape(rows), ints(1, 1, 2, 2)))
-        inner: ir.Value = op.Slice(doubled, ints(1), ints(-1), ints(2))
-        return inner
+        parts = (op.Slice(rows, ints(0), ints(-1), ints(2)), op.Slice(rows, ints(1), ints(END), ints(2)))
+        phases = [
+            op.Conv(part, self._owner.phase_weight(weight, row, column), bias, pads=[0, 1 - column, 0, column])
+            for row, part in enumerate(parts)
+            for column in (0, 1)
+        ]
+        woven: ir.Value = op.DepthToSpace(op.Concat(*phases, axis=1), blocksize=2, mode="DCR")
+        return woven
 
     def moments(self, y: ir.Value) -> list[ir.Value]:
         """Mean and variance of each channel, both (channels)."""
