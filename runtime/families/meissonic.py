@@ -203,8 +203,8 @@ class MeissonicPipeline(Pipeline):
         self._begin()
         start = time.perf_counter()
         states, notes = self._encode(request)
-        condition = self._condition(request, states)
-        finished = yield from self._denoise(request, condition, noise, start)
+        # Passed on without a name here: two megabytes a step that decoding must not find still in memory.
+        finished = yield from self._denoise(request, self._condition(request, states), noise, start)
         images = self._decode(finished)
         self._timings["total"] = time.perf_counter() - start
         yield Result(
