@@ -45,7 +45,9 @@ class Muon(torch.optim.Optimizer):
             rate = group["lr"]
             for weight in (w for w in group["params"] if w.grad is not None):
                 state = self.state[weight]
-                momentum = state.setdefault("momentum_buffer", torch.zeros_like(weight))
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = torch.zeros_like(weight)
+                momentum = state["momentum_buffer"]
                 momentum.lerp_(weight.grad, 1 - MOMENTUM)
                 update = orthogonal(weight.grad.lerp(momentum, MOMENTUM), self._dtype)
                 weight.mul_(1 - rate * group["weight_decay"])
