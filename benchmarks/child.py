@@ -25,11 +25,12 @@ def main() -> None:
     from pochade.errors import PochadeError
 
     try:
-        with pochade.load(job["bundle"], device=job["device"], threads=job["threads"]) as pipe:
+        options = {key: job.get(key) for key in ("device", "threads", "ram")}
+        with pochade.load(job["bundle"], **options) as pipe:
             loaded = time.perf_counter()
             result = pipe(job["prompt"], **job["settings"])
             painted = time.perf_counter()
-            threads = pipe.threads
+            threads, plan = pipe.threads, pipe.plan
     except PochadeError as error:
         print(json.dumps({"error": str(error), "exit_code": error.exit_code}))
         return
@@ -40,6 +41,8 @@ def main() -> None:
                 "picture": painted - loaded,
                 "cpu": time.process_time(),
                 "peak_rss": result.peak_memory,
+                "planned_peak": plan.peak if plan else None,
+                "plan": plan.lines()[1:] if plan else None,
                 "threads": threads,
                 "providers": dict(result.providers),
                 "components": {name: asdict(times) for name, times in result.components.items()},

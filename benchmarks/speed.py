@@ -266,12 +266,21 @@ def measure(report: Report, progress: Progress, save: Callable[[], None]) -> Non
             if len(case.runs) > turn:
                 continue
             progress(f"measuring {case.name}", turn * len(report.cases) + i, (report.rounds + 1) * len(report.cases))
-            case.runs.append(_run(case, report.settings, cold=turn == 0))
+            case.runs.append(run_once(case, report.settings, cold=turn == 0))
             save()
 
 
-def _run(case: Case, settings: Settings, cold: bool) -> Figures:
-    """One picture in a process of its own."""
+def run_once(case: Case, settings: Settings, cold: bool) -> Figures:
+    """One picture in a process of its own.
+
+    Args:
+        case: what paints.
+        settings: of the picture.
+        cold: whether the bundle's files are dropped from the cache first.
+
+    Raises:
+        PochadeError: the process could not do it, with its exit code.
+    """
     can_forget = hasattr(os, "posix_fadvise")
     job = {
         **case.extra,

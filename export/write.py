@@ -16,6 +16,7 @@ from pochade.export.families import FAMILIES
 from pochade.export.passes.store_half import StoreHalfPass
 from pochade.export.recipes import Recipe, choose, read_recipes
 from pochade.export.trace import save
+from pochade.session_memory import weight_bytes
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
@@ -61,7 +62,7 @@ def export_checkpoint(
         for name, graph in model.graphs(DTYPES[dtype]):
             if progress:
                 progress(name, 0, 0)
-            components[name] = _write(graph(), writer.path, name, dtype, progress)
+            components[name] = _write(graph(), writer.path, name, dtype, progress, model.layer_bytes(name))
         tokenizer = model.tokenizer()
         tokenizer.save(str(writer.path / "tokenizer.json"), pretty=False)
         return writer.finish(
@@ -77,7 +78,9 @@ def export_checkpoint(
         )
 
 
-def _write(model: ir.Model, folder: Path, name: str, dtype: str, progress: Progress | None) -> Component:
+def _write(
+    model: ir.Model, folder: Path, name: str, dtype: str, progress: Progress | None, layer_bytes: dict[str, int]
+) -> Component:
     if dtype == "fp16":
         StoreHalfPass()(model)
     path = folder / f"{name}.onnx"
@@ -93,6 +96,7 @@ def _write(model: ir.Model, folder: Path, name: str, dtype: str, progress: Progr
         precision=dtype,
         quantization=None,
         num_parameters=sum(w.size for w in weights if w.dtype.is_floating_point()),
+        memory={"weights": weight_bytes(model), **layer_bytes},
     )
 
 

@@ -159,7 +159,16 @@ def _quantized(
         external_data=(data.name,) if data.exists() else (),
         precision=scheme.name if result.changed else component.precision,
         quantization=_account(result, scheme) if result.changed else None,
+        memory=_memory(component, result),
     )
+
+
+def _memory(source: Component, result: ComponentReport) -> dict[str, int]:
+    """What planning needs to know; layers kept in float16 take half of what they took."""
+    layers = {name: size for name, size in (source.memory or {}).items() if name != "weights"}
+    if result.half_layers:
+        layers = {name: size // 2 for name, size in layers.items()}
+    return {"weights": result.weight_bytes, **layers}
 
 
 def _account(result: ComponentReport, scheme: Scheme) -> dict[str, object]:

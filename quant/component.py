@@ -16,6 +16,7 @@ from pochade.quant.moments import Moment, moment_groups
 from pochade.quant.scheme import FLOAT, Kind, Scheme, Storage, Use
 from pochade.quant.select import FLOATS, Weight, find_weights
 from pochade.quant.surgery import MICROSOFT
+from pochade.session_memory import weight_bytes
 
 INLINE_BYTES = 1024
 """Tensors up to this size stay in the graph file: shape inference does not look into data files."""
@@ -71,6 +72,8 @@ class ComponentReport:
     """Attentions that multiply 8-bit numbers."""
     half_layers: int
     """Layers whose output is kept in float16."""
+    weight_bytes: int
+    """Of the weights, in an open session."""
 
     @property
     def changed(self) -> bool:
@@ -129,6 +132,7 @@ def quantize_component(
         tuple(StoredWeight(weight.name, weight.shape, weight.use, storage) for weight, storage in decided),
         attentions,
         narrowed,
+        weight_bytes(model),
     )
 
 

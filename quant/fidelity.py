@@ -155,7 +155,7 @@ def record(pipe: Pipeline, prompt: str, seed: int, **settings: Any) -> tuple[lis
     if "vq_encoder" in pipe.bundle.manifest.components:
         image, factor = pixels(result.images[0]), int(pipe.bundle.manifest.scheduler["codec_factor"])
         strips = strip_count(image.shape[2] // factor, image.shape[3] // factor, factor)
-        pipe.run_component("vq_encoder", {"image": image, "strips": strips})
+        pipe.run_component("vq_encoder", {"image": image, "strips": np.array([strips])})
     pipe.observer = None
     return recorder.calls, result
 

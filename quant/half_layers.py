@@ -11,13 +11,18 @@ has all its bits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
 DIVISOR = 32.0
 """A power of two, so that neither way rounds."""
+
+COPIES = ("Identity", "Slice")
+"""Operators whose result is (a part of) their first input; outside of Scans they hand on whole layers."""
+TAKES = ("Gather", "Slice")
+"""Operators by which a body takes a strip, or some rows of one."""
 
 
 def rewrite(model: ir.Model) -> int:
@@ -27,30 +32,88 @@ def rewrite(model: ir.Model) -> int:
         How many there were.
     """
     graph = model.graph
-    scans = [node for node in graph if node.op_type == "Scan" and node.domain == ""]
-    layers = [(scan, i) for scan in scans for i, value in enumerate(scan.outputs) if _is_layer(value, graph)]
+    layers = [layer for layer in _layers(graph) if layer.can_be_narrow]
     if not layers:
         return 0
     down, up = (_constant(graph, name, value) for name, value in (("down", 1 / DIVISOR), ("up", DIVISOR)))
-    for scan, i in layers:
-        _narrow(scan.attributes["body"].as_graph(), i, down)
-        scan.outputs[i].dtype = ir.DataType.FLOAT16
-        for reader in list(dict.fromkeys(use.node for use in scan.outputs[i].uses())):
+    for layer in layers:
+        for value in layer.values:
+            if (scan := _scan(value)) is not None:
+                _narrow(scan.attributes["body"].as_graph(), scan.outputs.index(value), down)
+        for value in layer.values:
+            value.dtype = ir.DataType.FLOAT16
+        for reader in layer.readers:
             _widen(reader, up)
-    return len(layers)
+    return sum(1 for layer in layers for value in layer.values if _scan(value) is not None)
 
 
-def _is_layer(value: ir.Value, graph: ir.Graph) -> bool:
-    """Whether a value is (strips, channels, rows, columns) and every reader takes one strip of it."""
-    readers = [use.node for use in value.uses()]
-    return (
-        value.dtype is ir.DataType.FLOAT
-        and value.shape is not None
-        and len(value.shape) == 4
-        and not value.is_graph_output()
-        and bool(readers)
-        and all(node.op_type == "Gather" and node.graph is not graph for node in readers)
-    )
+class _Layer:
+    """Values that are one another: what a Scan gives, copies of it, and the results of an If that chooses one."""
+
+    def __init__(self, first: ir.Value, around: Mapping[ir.Graph, ir.Node]) -> None:
+        self._around = around
+        self.values = [first]
+        self.readers: list[ir.Node] = []
+        """Nodes in bodies of Scans, which take a strip or some rows."""
+        self.can_be_narrow = True
+        for value in self.values:  # grows as it goes
+            self._look_at(value)
+
+    def _add(self, value: ir.Value) -> None:
+        if value not in self.values:
+            self.values.append(value)
+
+    def _look_at(self, value: ir.Value) -> None:
+        producer = value.producer()
+        if producer is None or value.shape is None or len(value.shape) != 4 or value.dtype is not ir.DataType.FLOAT:
+            self.can_be_narrow = False
+            return
+        if producer.op_type in COPIES and producer.inputs[0] is not None:
+            self._add(producer.inputs[0])
+        elif producer.op_type == "If":
+            for name in ("then_branch", "else_branch"):
+                self._add(producer.attributes[name].as_graph().outputs[producer.outputs.index(value)])
+        elif producer.op_type != "Scan":
+            self.can_be_narrow = False
+        for use in value.uses():
+            if use.node.op_type in TAKES and self._owner(use.node.graph) == "Scan":
+                self.readers.append(use.node)
+            elif use.node.op_type in COPIES and use.idx == 0:
+                self._add(use.node.outputs[0])
+            else:
+                self.can_be_narrow = False
+        if value.is_graph_output():
+            if self._owner(value.graph) == "If":
+                assert isinstance(value.graph, ir.Graph)
+                self._add(self._around[value.graph].outputs[value.graph.outputs.index(value)])
+            else:
+                self.can_be_narrow = False
+
+    def _owner(self, graph: ir.Graph | ir.Function | None) -> str:
+        """Operator that a graph is the body or a branch of; nothing for the main graph."""
+        return self._around[graph].op_type if isinstance(graph, ir.Graph) and graph in self._around else ""
+
+
+def _layers(graph: ir.Graph) -> list[_Layer]:
+    """What Scans give that is no mere row of numbers, in order."""
+    layers: list[_Layer] = []
+    around = {body: node for node in graph.all_nodes() for body in _subgraphs(node)}
+    for node in graph.all_nodes():
+        if node.op_type == "Scan":
+            for value in node.outputs:
+                is_picture = value.shape is not None and len(value.shape) == 4
+                if is_picture and not any(value in layer.values for layer in layers):
+                    layers.append(_Layer(value, around))
+    return layers
+
+
+def _scan(value: ir.Value) -> ir.Node | None:
+    producer = value.producer()
+    return producer if producer is not None and producer.op_type == "Scan" else None
+
+
+def _subgraphs(node: ir.Node) -> list[ir.Graph]:
+    return [value.as_graph() for value in node.attributes.values() if value.type is ir.AttributeType.GRAPH]
 
 
 def _constant(graph: ir.Graph, name: str, number: float) -> ir.Value:
@@ -70,9 +133,9 @@ def _narrow(body: ir.Graph, index: int, down: ir.Value) -> None:
     body.outputs[index] = narrow
 
 
-def _widen(gather: ir.Node, up: ir.Value) -> None:
+def _widen(taken: ir.Node, up: ir.Value) -> None:
     """Give the readers of a strip float32; of what is cut from it, only that is widened."""
-    last = gather
+    last = taken
     while (following := _only_reader(last)) is not None and following.op_type in ("Slice", "Unsqueeze"):
         last.outputs[0].dtype = ir.DataType.FLOAT16
         last = following

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import os
+from typing import get_args
 
 from pochade.bundle import Bundle
 from pochade.errors import BundleInvalidError, UsageError
 from pochade.runtime.families import FAMILIES
 from pochade.runtime.families.meissonic import MeissonicPipeline
 from pochade.runtime.locate import resolve
+from pochade.runtime.pipeline import Tiling
 from pochade.runtime.providers import choose
+from pochade.sizes import read_bytes
 
 MAX_THREADS = 1024
 """More than any machine has cores; a pool of millions would take the system down."""
 
 
 def load(
-    model: str | os.PathLike[str] = "starter", *, device: str = "auto", threads: int | None = None
+    model: str | os.PathLike[str] = "starter",
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    ram: int | str | None = None,
+    tiling: Tiling = "auto",
 ) -> MeissonicPipeline:
     """Pipeline of a bundle; use it as a context manager, or `close` it.
 
@@ -25,22 +33,37 @@ def load(
         device: `auto`, `cpu` or `cuda`. A device asked for by name is had or refused; `auto` may fall back to the
             CPU and says so in the result.
         threads: per session; None takes the cores this process may use.
+        ram: limit of this process's resident set, bytes or a size such as "1.5G"; calls are planned to stay below it,
+            or refused. None for no limit.
+        tiling: how the codec works, see `Tiling`.
 
     Raises:
         BundleNotFoundError: neither a folder nor an installed name.
         BundleInvalidError: damaged, unsafe, or of a family or format this version does not know.
         DeviceUnavailableError: the device cannot be had here.
+        UsageError: a value that cannot be meant, or a limit of main memory for a device with memory of its own.
     """
     if threads is not None and not 1 <= threads <= MAX_THREADS:
         raise UsageError(f"threads is {threads}; it must be from 1 to {MAX_THREADS}")
+    if tiling not in get_args(Tiling):
+        raise UsageError(f"tiling is {tiling!r}; choose {', '.join(get_args(Tiling))}")
+    limit = read_bytes(ram, "ram") if isinstance(ram, str) else ram
+    if limit is not None and (isinstance(limit, bool) or limit <= 0):
+        raise UsageError(f"ram is {limit}; it must be above 0 bytes")
     bundle = Bundle.open(resolve(os.fspath(model)))
     family, revision = bundle.manifest.family, bundle.manifest.family_revision
     if family not in FAMILIES:
         known = ", ".join(sorted(FAMILIES))
         raise BundleInvalidError(str(bundle.path), [f"family {family!r} is unknown here; known are {known}"])
-    if revision != FAMILIES[family].revision:
-        reads = FAMILIES[family].revision
+    reads = FAMILIES[family].revisions
+    if revision not in reads:
+        known = " and ".join(map(str, reads))
         raise BundleInvalidError(
-            str(bundle.path), [f"revision {revision} of family {family}, this version reads {reads}; export it again"]
+            str(bundle.path), [f"revision {revision} of family {family}, this version reads {known}; export it again"]
         )
-    return FAMILIES[family](bundle, choose(device), threads)
+    chosen = choose(device)
+    if limit is not None and chosen.name != "cpu":
+        raise UsageError(
+            f"ram limits what a CPU takes, and the device is {chosen.name}; choose device cpu, or no limit"
+        )
+    return FAMILIES[family](bundle, chosen, threads, limit, tiling)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
+from pathlib import Path
 
 
 def peak_memory() -> int | None:
@@ -22,3 +24,11 @@ def return_freed_memory() -> None:
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # absent in musl, which keeps nothing
         if trim is not None:
             trim(0)
+
+
+def resident_memory() -> int | None:
+    """Resident set of this process now, in bytes; None where the system does not tell (all but Linux)."""
+    try:
+        return int(Path("/proc/self/statm").read_text("ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return None

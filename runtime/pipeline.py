@@ -7,7 +7,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +17,13 @@ from pochade.bundle import Bundle
 from pochade.errors import BundleInvalidError, UsageError
 from pochade.machine import usable_cores
 from pochade.runtime.memory import return_freed_memory
+from pochade.runtime.plan import Plan, Way
 from pochade.runtime.providers import Device
 from pochade.runtime.session import ComponentSession, ComponentTimes, Observer, Stop
+
+Tiling = Literal["auto", "on", "off"]
+"""How a codec works on a picture: `auto` and `on` a strip of rows at a time, `on` with as little memory as possible,
+`auto` if the limit of memory asks for that; `off` the whole picture at once. All paint the same picture."""
 
 
 @dataclass(frozen=True)
@@ -63,18 +68,29 @@ class Result:
 class Pipeline(ABC):
     """An opened bundle. Sessions are opened when their phase begins and closed when it ends."""
 
-    revision: ClassVar[int]
-    """Of component and tensor names; a bundle of another one is refused."""
+    revisions: ClassVar[tuple[int, ...]]
+    """Of component and tensor names, as far as they are read, the newest last; a bundle of another one is refused."""
     components: ClassVar[tuple[str, ...]] = ()
     """Names that a bundle of the family must have."""
 
-    def __init__(self, bundle: Bundle, device: Device, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        device: Device,
+        threads: int | None = None,
+        ram: int | None = None,
+        tiling: Tiling = "auto",
+    ) -> None:
         missing = [name for name in self.components if name not in bundle.manifest.components]
         if missing:
             raise BundleInvalidError(str(bundle.path), [f"component {name} is missing" for name in missing])
         self.bundle = bundle
         self.device = device
         self.threads = threads or usable_cores()
+        self.ram = ram
+        self.tiling = tiling
+        self.plan: Plan | None = None
+        """How the latest call keeps within `ram`, known before it begins; None if the bundle does not tell enough."""
         self.observer: Observer | None = None
         self._stop = Stop()
         self._closed = False
@@ -140,6 +156,10 @@ class Pipeline(ABC):
             raise UsageError("the pipeline is closed; load the bundle again")
         self._stop = Stop()
         self._providers, self._timings, self._components = {}, {}, {}
+
+    def _way(self, phase: str) -> Way:
+        """How to run a phase of the present call."""
+        return self.plan.phases[phase] if self.plan is not None else Way(0)
 
     @contextlib.contextmanager
     def _phase(self, phase: str) -> Iterator[None]:

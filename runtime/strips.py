@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
-
 STRIP_PIXELS = 16_384
 """Of a picture at a time: a layer of 128 channels then has strips of 8 MB, which caches hold."""
 
 
-def strip_count(rows: int, columns: int, factor: int) -> NDArray[np.int64]:
-    """The number of strips as a codec takes it, (1): the fewest of at most STRIP_PIXELS each, or one a row of cells.
+def strip_count(rows: int, columns: int, factor: int) -> int:
+    """The number of strips a codec takes: the fewest of at most STRIP_PIXELS each, or one a row of cells.
 
     Args:
         rows: of cells in the picture; strips have a whole number of them.
@@ -19,4 +16,4 @@ def strip_count(rows: int, columns: int, factor: int) -> NDArray[np.int64]:
     """
     counts = [count for count in range(1, rows + 1) if rows % count == 0]
     fit = (count for count in counts if rows // count * columns * factor * factor <= STRIP_PIXELS)
-    return np.array([next(fit, rows)])
+    return next(fit, rows)

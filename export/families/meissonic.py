@@ -31,9 +31,9 @@ from pochade.export.modules.ops import rms_norm
 from pochade.export.modules.vq import VqConfig, VQModel
 from pochade.export.sampler import build_sampler
 from pochade.export.trace import build
-from pochade.export.vq_graphs import build_vq_decoder, build_vq_encoder
+from pochade.export.vq_graphs import build_vq_decoder, build_vq_encoder, decoder_layer_bytes
 
-REVISION = 2
+REVISION = 3
 """Of component and tensor names; pochade.runtime.families.meissonic agrees on it."""
 
 PARTS = ("transformer", "vqvae", "text_encoder", "tokenizer", "scheduler")
@@ -214,6 +214,10 @@ class Meissonic:
             "codec_factor": self.codec.factor,
             "patch": self.transformer.patch,
         }
+
+    def layer_bytes(self, component: str) -> dict[str, int]:
+        """Bytes per pixel of the layers that a component keeps, for the memory plan."""
+        return decoder_layer_bytes(self.codec) if component == "vq_decoder" else {}
 
     def _sampler(self) -> ir.Model:
         config, weights = self.transformer, self.transformer_weights

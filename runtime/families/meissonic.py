@@ -22,9 +22,11 @@ from PIL import Image
 from pochade import __version__
 from pochade.bundle import Bundle
 from pochade.errors import BundleInvalidError, UsageError
+from pochade.runtime.families.meissonic_memory import MemoryModel, Workload
 from pochade.runtime.image import to_image
 from pochade.runtime.memory import peak_memory
-from pochade.runtime.pipeline import Pipeline, Result, StepEvent
+from pochade.runtime.pipeline import Pipeline, Result, StepEvent, Tiling
+from pochade.runtime.plan import Plan, choose
 from pochade.runtime.providers import Device
 from pochade.runtime.rng import MAX_SEED, Noise, PhiloxNoise, random_seed
 from pochade.runtime.schedulers.masked import MaskedSchedule
@@ -32,8 +34,10 @@ from pochade.runtime.session import ComponentSession, to_array
 from pochade.runtime.strips import strip_count
 from pochade.runtime.tokenizer import PromptTokenizer, check_prompt
 
-REVISION = 2
-"""Of component and tensor names; pochade.export.families.meissonic agrees on it."""
+REVISIONS = (2, 3)
+"""Of component and tensor names, oldest first; pochade.export.families.meissonic writes the last.
+
+Since 3 the decoder has the input `recompute`."""
 
 PREVIEW_SIDE = 256
 MAX_SIDE = 8192
@@ -67,11 +71,18 @@ class Request:
 class MeissonicPipeline(Pipeline):
     """Masked-token text-to-image."""
 
-    revision: ClassVar = REVISION
+    revisions: ClassVar = REVISIONS
     components: ClassVar = ("text_encoder", "condition", "transformer", "sampler", "vq_decoder")
 
-    def __init__(self, bundle: Bundle, device: Device, threads: int | None = None) -> None:
-        super().__init__(bundle, device, threads)
+    def __init__(
+        self,
+        bundle: Bundle,
+        device: Device,
+        threads: int | None = None,
+        ram: int | None = None,
+        tiling: Tiling = "auto",
+    ) -> None:
+        super().__init__(bundle, device, threads, ram, tiling)
         scheduler, defaults = bundle.manifest.scheduler, bundle.manifest.defaults
         try:
             self._factor = int(scheduler["codec_factor"])
@@ -153,6 +164,8 @@ class MeissonicPipeline(Pipeline):
 
         Raises:
             UsageError: a value that cannot be meant.
+            OutOfBudgetError: it does not fit the limit of memory.
+            BundleInvalidError: there is a limit, and the bundle, an old one, does not tell enough to keep it.
             CancelledError: `cancel` was called.
         """
         given = {
@@ -187,7 +200,27 @@ class MeissonicPipeline(Pipeline):
             seed,
             (values["width"], values["height"], *micro_conds),
         )
+        self.plan = self._planned(request)
         return self._paint(request, noise or PhiloxNoise(request.seed))
+
+    def _planned(self, request: Request) -> Plan | None:
+        """How to keep a call within the limit; None where there is none and the bundle does not tell enough."""
+        texts = set(request.prompts + (request.negative_prompts if request.guided else ()))
+        work = Workload(
+            request.height // self._factor,
+            request.width // self._factor,
+            request.num_inference_steps,
+            len(texts),
+            len(request.prompts),
+        )
+        memory = MemoryModel.of(self.bundle, self._factor)
+        if memory is None:
+            if self.ram is None:
+                return None
+            raise BundleInvalidError(
+                str(self.bundle.path), ["a memory limit needs what it does not tell, being an old one; export it again"]
+            )
+        return choose(memory.ways(work, self.tiling), self.ram)
 
     def _check_side(self, name: str, side: Any) -> None:
         _check_whole(name, side, self._multiple, MAX_SIDE)
@@ -275,16 +308,25 @@ class MeissonicPipeline(Pipeline):
     def _decode(self, grids: Sequence[Any]) -> list[Image.Image]:
         """Pictures of token grids."""
         with self._phase("decode"), self._open("vq_decoder") as decoder:
-            return [_picture(decoder, grid, self._factor) for grid in grids]
+            return [self._picture(decoder, grid) for grid in grids]
 
     def _preview(self, codes: Any) -> Image.Image:
         """Small picture of a step's draw; cells not yet kept show their present draw."""
         # Not _open: a preview belongs neither to the run's providers nor to what an observer is told of it.
         session = ComponentSession(self.bundle, "vq_decoder", self.device, self.threads, self._stop)
         with contextlib.closing(session) as decoder:
-            image = _picture(decoder, codes, self._factor)
+            image = self._picture(decoder, codes)
         image.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
         return image
+
+    def _picture(self, decoder: ComponentSession, tokens: Any) -> Image.Image:
+        rows, columns = (tokens.shape if isinstance(tokens, np.ndarray) else tokens.shape())[1:]
+        count = strip_count(rows, columns, self._factor) if self.tiling != "off" else 1
+        inputs = {"tokens": tokens, "strips": np.array([count]), "recompute": np.array(self._way("decode").recompute)}
+        # Bundles of revision 2 know no recompute.
+        known = {spec.name for spec in decoder.component.inputs}
+        outputs = decoder.run({name: value for name, value in inputs.items() if name in known})
+        return to_image(outputs["image"].numpy()[0])
 
     def _settings(self, request: Request) -> dict[str, Any]:
         several = len(set(request.prompts)) > 1
@@ -358,12 +400,6 @@ class _DenoiseLoop:
         context, modulation = condition
         inputs = {"tokens": tokens, "context": context, "modulation": modulation, "step": np.array([step])}
         return self._transformer.run(inputs)["features"]
-
-
-def _picture(decoder: ComponentSession, tokens: Any, factor: int) -> Image.Image:
-    rows, columns = (tokens.shape if isinstance(tokens, np.ndarray) else tokens.shape())[1:]
-    strips = strip_count(rows, columns, factor)
-    return to_image(decoder.run({"tokens": tokens, "strips": strips})["image"].numpy()[0])
 
 
 def _row(noise: NDArray[np.float32], cells: int) -> NDArray[np.float32]:

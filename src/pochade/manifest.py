@@ -61,6 +61,9 @@ class Component:
     quantization: Mapping[str, Any] | None
     """The scheme as the quantizer wrote it; None where nothing is quantized."""
     num_parameters: int
+    memory: Mapping[str, int] | None = None
+    """What planning needs to know, in bytes: `weights`, what an open session holds of them; `per_pixel` and
+    `per_pixel_recomputed`, of a codec, the layers kept at most while it works. None in bundles made before."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,8 @@ class Manifest:
     def digest(self) -> str:
         """sha256 over what decides a picture: the files, their roles, the scheduler; not the name or the scorecard."""
         values = self.to_dict()
+        for component in values["components"].values():
+            component.pop("memory", None)
         decisive = {key: values[key] for key in ("family", "family_revision", "components", "tokenizer", "scheduler")}
         decisive["files"] = sorted((entry.path, entry.sha256) for entry in self.files)
         text = json.dumps(decisive, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -107,6 +112,8 @@ class Manifest:
         values = dataclasses.asdict(self)
         for component in values["components"].values():
             del component["name"]
+            if component["memory"] is None:
+                del component["memory"]
         return values
 
     def to_json(self) -> str:
@@ -244,7 +251,16 @@ def _component(name: str, item: JsonObject) -> Component:
         precision=item.text("precision"),
         quantization=item.optional_object("quantization"),
         num_parameters=item.count("num_parameters", least=0),
+        memory=_memory(item),
     )
+
+
+def _memory(item: JsonObject) -> dict[str, int] | None:
+    """Byte counts by name, where there are any."""
+    if "memory" not in item.values:
+        return None
+    memory = JsonObject(item.take("memory", dict, {}), item.faults, f"{item.at}memory.")
+    return {name: memory.count(name, least=0) for name in memory.values}
 
 
 def _tensors(item: JsonObject, key: str) -> tuple[TensorSpec, ...]:

@@ -112,8 +112,9 @@ def test_codec(pipe: MeissonicPipeline, model: str) -> None:
     for i in range(len(tokens)):
         for count in (1, 2):
             strips = np.array([count])
-            image = pipe.run_component("vq_decoder", {"tokens": tokens[i : i + 1], "strips": strips})["image"]
-            close(image, recorded["vq.decode.sample"][i : i + 1])
+            for small in (False, True):
+                inputs = {"tokens": tokens[i : i + 1], "strips": strips, "recompute": np.array(small)}
+                close(pipe.run_component("vq_decoder", inputs)["image"], recorded["vq.decode.sample"][i : i + 1])
             picture = recorded["vq.encode.image"][i : i + 1]
             found = pipe.run_component("vq_encoder", {"image": picture, "strips": strips})["tokens"]
             assert (found == recorded["vq.encode.tokens"][i : i + 1]).all()
@@ -131,7 +132,9 @@ def test_strips_have_no_seams(pipe: MeissonicPipeline, model: str, rows: int, co
         codes = codec.nearest_codes(codec.encode(torch.from_numpy(expected))).numpy()
     for count in (n for n in range(1, rows + 1) if rows % n == 0):
         strips = np.array([count])
-        close(pipe.run_component("vq_decoder", {"tokens": tokens, "strips": strips})["image"], expected)
+        for small in (False, True):
+            inputs = {"tokens": tokens, "strips": strips, "recompute": np.array(small)}
+            close(pipe.run_component("vq_decoder", inputs)["image"], expected)
         found = pipe.run_component("vq_encoder", {"image": expected, "strips": strips})["tokens"]
         assert (found == codes).mean() > 0.98, count
 
@@ -178,6 +181,7 @@ def test_fp16_bundle_is_half_as_large_and_close(half_bundle: Path, bundles: dict
     with pochade.load(half_bundle, device="cpu") as pipe:
         found = logits(pipe, head_of("monetico-tiny"), inputs)
         grid = {"tokens": recorded["vq.decode.tokens"][:1].astype(np.int64), "strips": np.array([2])}
+        grid["recompute"] = np.array(False)
         image = pipe.run_component("vq_decoder", grid)["image"]
         painted = pipe("a red house", width=64, height=64, num_inference_steps=2, seed=1).images[0]
     # Eleven bits of mantissa through four blocks; logits have a spread of about 1.

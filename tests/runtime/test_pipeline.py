@@ -193,9 +193,9 @@ def test_closed_pipeline_says_so(bundles: dict[str, Path]) -> None:
     ("name", "inputs", "reason"),
     [
         ("unet", {}, "there is no component 'unet'; there are text_encoder"),
-        ("vq_decoder", {}, "vq_decoder takes tokens, strips, not nothing"),
-        ("vq_decoder", {"token": np.zeros((1, 2, 2))}, "vq_decoder takes tokens, strips, not token"),
-        ("vq_decoder", {"tokens": np.zeros((2, 2)), "strips": np.ones(1)}, "tokens has shape"),
+        ("vq_decoder", {}, "vq_decoder takes tokens, strips, recompute, not nothing"),
+        ("vq_decoder", {"token": np.zeros((1, 2, 2))}, "vq_decoder takes tokens, strips, recompute, not token"),
+        ("vq_decoder", {"tokens": np.zeros((2, 2)), "strips": np.ones(1), "recompute": np.False_}, "tokens has shape"),
         ("text_encoder", {"input_ids": np.zeros((1, 5))}, "input_ids has shape"),
     ],
 )

@@ -19,7 +19,7 @@ from pochade.runtime.strips import STRIP_PIXELS, strip_count
     ],
 )
 def test_strips_are_small_enough_and_divide_the_rows(rows: int, columns: int, count: int) -> None:
-    (found,) = strip_count(rows, columns, 16)
+    found = strip_count(rows, columns, 16)
     assert found == count
     assert rows % found == 0
     assert found == rows or rows // found * columns * 256 <= STRIP_PIXELS

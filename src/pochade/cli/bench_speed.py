@@ -8,10 +8,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pochade.cli.options import add_verbosity, check_folders, read_size
+from pochade.cli.options import add_verbosity, check_folders
 from pochade.cli.progress import ProgressBar
 from pochade.cli.text import human_size, table
 from pochade.errors import MissingExtraError, OutputError, UsageError
+from pochade.sizes import read_picture_size
 
 if TYPE_CHECKING:
     from pochade.benchmarks.speed import Report
@@ -63,7 +64,7 @@ def prepare(arguments: argparse.Namespace) -> Report:
     from pochade.runtime.locate import resolve
 
     paths = [resolve(name) for name in arguments.bundles]
-    width, height = (None, None) if arguments.size is None else read_size(arguments.size)
+    width, height = (None, None) if arguments.size is None else read_picture_size(arguments.size)
     settings = default_settings(
         Bundle.open(paths[0]),
         prompt=arguments.prompt,

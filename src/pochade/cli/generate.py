@@ -10,10 +10,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pochade.cli.options import add_json, add_verbosity, read_size
+from pochade.cli.options import add_json, add_verbosity
 from pochade.cli.progress import ProgressBar
 from pochade.cli.text import printable
 from pochade.errors import OutputError, UsageError
+from pochade.sizes import read_picture_size
 
 if TYPE_CHECKING:
     from pochade.runtime.families.meissonic import MeissonicPipeline
@@ -49,6 +50,13 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: all cores of this process)")
+    parser.add_argument("--ram", help="most memory the program may take, e.g. 1G (default: no limit)")
+    parser.add_argument(
+        "--tiling",
+        default="auto",
+        choices=("auto", "on", "off"),
+        help="decode in strips, with least memory (on), or the whole picture at once (off); the picture is the same",
+    )
     parser.add_argument("--no-metadata", action="store_true", help="do not write prompt and settings into the picture")
     add_json(parser, "settings, timings, peak memory and providers as JSON, instead of the paths")
     add_verbosity(parser)
@@ -62,7 +70,8 @@ def run(arguments: argparse.Namespace) -> int:
     prompt = _prompt(arguments)
     width, height = _size(arguments)
     targets = _Targets(arguments.output, arguments.batch_count)
-    with pochade.load(arguments.model, device=arguments.device, threads=arguments.threads) as pipe:
+    limits = {"ram": arguments.ram, "tiling": arguments.tiling}
+    with pochade.load(arguments.model, device=arguments.device, threads=arguments.threads, **limits) as pipe:
         result = _paint(
             pipe,
             arguments,
@@ -85,8 +94,11 @@ def _paint(pipe: MeissonicPipeline, arguments: argparse.Namespace, **settings: A
     from pochade.runtime.pipeline import StepEvent
 
     with ProgressBar(quiet=bool(arguments.quiet)) as bar:
+        events = pipe.stream(**settings)
+        if arguments.verbose and pipe.plan is not None:
+            print("\n".join(pipe.plan.lines()), file=sys.stderr)
         bar.update("reading the prompt", 0, 0)
-        for event in pipe.stream(**settings):
+        for event in events:
             if not isinstance(event, StepEvent):
                 return event
             bar.update("painting", event.index, event.total)
@@ -175,7 +187,7 @@ def _prompt(arguments: argparse.Namespace) -> str:
 def _size(arguments: argparse.Namespace) -> tuple[int | None, int | None]:
     if arguments.size is None:
         return arguments.width, arguments.height
-    size = read_size(arguments.size)
+    size = read_picture_size(arguments.size)
     if arguments.width is not None or arguments.height is not None:
         raise UsageError("give --size or --width and --height, not both")
     return size

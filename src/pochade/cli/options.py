@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import re
 from pathlib import Path
 
-from pochade.errors import OutputError, UsageError
+from pochade.errors import OutputError
 
 
 def add_verbosity(parser: argparse.ArgumentParser) -> None:
@@ -18,18 +17,6 @@ def add_verbosity(parser: argparse.ArgumentParser) -> None:
 def add_json(parser: argparse.ArgumentParser, what: str) -> None:
     """--json."""
     parser.add_argument("--json", action="store_true", help=what)
-
-
-def read_size(text: str) -> tuple[int, int]:
-    """Width and height of a size such as 1024x768.
-
-    Raises:
-        UsageError: it is none.
-    """
-    match = re.fullmatch(r"(\d{1,6})[xX×](\d{1,6})", text)
-    if not match:
-        raise UsageError(f"size {text!r} is not WIDTHxHEIGHT, e.g. 1024x768")
-    return int(match[1]), int(match[2])
 
 
 def check_folders(*files: Path | None) -> None:

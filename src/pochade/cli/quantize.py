@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,15 +10,13 @@ from typing import TYPE_CHECKING, Any
 from pochade.cli.options import add_verbosity
 from pochade.cli.progress import ProgressBar
 from pochade.errors import InputRefusedError, MissingExtraError, UsageError
+from pochade.sizes import read_bytes
 
 if TYPE_CHECKING:
     from pochade.quant.scheme import Scheme
 
 SCHEME_NAMES = ("int8", "int4")
 ROUNDINGS = ("rtn", "search", "hqq", "gptq")
-
-_SIZE = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([kMGT]?)B?")
-_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -148,25 +145,13 @@ def read_scheme(arguments: argparse.Namespace) -> tuple[Scheme, dict[str, Any]] 
     if arguments.target_size is not None or arguments.min_snr is not None:
         from pochade.quant.search import Goal
 
-        size = None if arguments.target_size is None else _read_size(arguments.target_size)
+        size = None if arguments.target_size is None else read_bytes(arguments.target_size, "--target-size")
         options["goal"] = Goal(size, arguments.min_snr)
     return scheme.keeping(rules), options
 
 
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
-
-
-def _read_size(text: str) -> int:
-    """Bytes of a size such as 0.9G; units are decimal.
-
-    Raises:
-        UsageError: it is none.
-    """
-    match = _SIZE.fullmatch(text.strip())
-    if match is None:
-        raise UsageError(f"--target-size {text!r} is not a size such as 0.9G, 850M or 12500000")
-    return int(float(match[1]) * _UNITS[match[2]])
 
 
 def _read_prompts(path: Path | None) -> list[str]:

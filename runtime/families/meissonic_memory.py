@@ -1,0 +1,121 @@
+"""How much memory Meissonic and Monetico take on a CPU while they paint.
+
+Every phase takes what the process holds already, the weights of its sessions, and what is computed at a time. The
+latter is counted in the tensors whose shapes the bundle tells; how many of them there are at once was measured
+(`pochade.benchmarks.budgets`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pochade.bundle import Bundle
+from pochade.runtime.memory import resident_memory
+from pochade.runtime.pipeline import Tiling
+from pochade.runtime.plan import Way
+from pochade.runtime.strips import strip_count
+
+FLOAT = 4
+"""Bytes."""
+
+ASIDE = 20_000_000
+"""Of small things, and holes in the heap."""
+
+HEAD_CHUNK = 512
+"""Cells that the sampler computes logits of at a time; pochade.export.sampler has the same number."""
+
+DECODED, PICTURE = 12, 3
+"""Bytes per pixel of what the decoder gives, and of a finished picture."""
+
+BARE_PROCESS = 80_000_000
+"""Of Python with this runtime loaded, where the system does not tell."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a call asks for, as far as memory goes."""
+
+    rows: int
+    """Of cells in a picture."""
+    columns: int
+    steps: int
+    texts: int
+    """Distinct prompts and negative prompts."""
+    images: int
+
+
+class MemoryModel:
+    """Predicts the resident set of the whole process, in bytes."""
+
+    def __init__(self, bundle: Bundle, factor: int) -> None:
+        """Read what the bundle tells; see `of`."""
+        components = bundle.manifest.components
+        self._memory = {name: component.memory or {} for name, component in components.items()}
+        outputs = {spec.name: spec.shape for spec in components["condition"].outputs}
+        self._dim = int(outputs["context"][2])
+        self._rows = int(outputs["modulation"][2])
+        self._codes = components["sampler"].num_parameters // self._dim
+        self._blocks = components["transformer"].precision not in ("fp32", "fp16", "int8")
+        self._factor = factor
+        self._recomputes = any(spec.name == "recompute" for spec in components["vq_decoder"].inputs)
+
+    @classmethod
+    def of(cls, bundle: Bundle, factor: int) -> MemoryModel | None:
+        """The model of a bundle; None for one that was made before bundles told what they take.
+
+        Args:
+            bundle: to be painted with.
+            factor: pixels per side of a cell.
+        """
+        try:
+            model = cls(bundle, factor)
+            model.ways(Workload(1, 1, 1, 1, 1), "auto")
+        except (KeyError, IndexError, TypeError, ValueError, ZeroDivisionError):
+            return None
+        return model
+
+    def ways(self, work: Workload, tiling: Tiling) -> dict[str, list[Way]]:
+        """Ways to run each phase, the fastest first."""
+        base = resident_memory() or BARE_PROCESS
+        modulation = work.steps * work.texts * self._rows * self._dim * FLOAT
+        return {
+            "text": [Way(base + self._weights("text_encoder"))],
+            # What the session computes, gives, and what is copied of it so that the session can go.
+            "condition": [Way(base + self._weights("condition") + ASIDE + 3 * modulation)],
+            "denoise": [Way(base + modulation + self._loop(work))],
+            "decode": [
+                Way(base + self._codec(work, tiling, recompute), recompute) for recompute in self._recomputing(tiling)
+            ],
+        }
+
+    def _weights(self, component: str) -> int:
+        return self._memory[component]["weights"]
+
+    def _loop(self, work: Workload) -> int:
+        """Transformer and sampler, open and at work."""
+        # Block-wise products keep sums of their blocks, the sampler its head as it came and laid out anew.
+        prepacked = 1.11 if self._blocks else 1.0
+        weights = prepacked * self._weights("transformer") + 2 * self._weights("sampler")
+        cells = 10.5 * work.rows * work.columns * self._dim
+        logits = 4.5 * HEAD_CHUNK * self._codes
+        return int(weights + (cells + logits) * FLOAT)
+
+    def _recomputing(self, tiling: Tiling) -> list[bool]:
+        """Whether layers of the codec may be computed again, in the order to be tried."""
+        if not self._recomputes or tiling == "off":
+            return [False]
+        return [True] if tiling == "on" else [False, True]
+
+    def _codec(self, work: Workload, tiling: Tiling, recompute: bool) -> int:
+        """The decoder, open and at work, and the picture."""
+        memory = self._memory["vq_decoder"]
+        pixels = work.rows * work.columns * self._factor**2
+        strip = pixels // (1 if tiling == "off" else strip_count(work.rows, work.columns, self._factor))
+        layers = memory["per_pixel_recomputed" if recompute else "per_pixel"] * pixels
+        return (
+            memory["weights"]
+            + layers
+            + 4 * strip * memory["per_pixel"]
+            + ASIDE
+            + (DECODED + PICTURE * work.images) * pixels
+        )
