@@ -20,7 +20,8 @@ from pochade.bundle import Bundle
 from pochade.quant.blocks import rows_of
 from pochade.quant.component import decide
 from pochade.quant.fidelity import Call
-from pochade.quant.moments import moment_groups
+from pochade.quant.instrument import Instrument
+from pochade.quant.moments import input_moments
 from pochade.quant.rounding import METHODS
 from pochade.quant.scheme import SCHEMES
 from pochade.quant.scorecard import Scorecard
@@ -38,14 +39,13 @@ def round_component(source: Path, target: Path, name: str, bits: int, method: st
     """Write a copy of a graph with its 4-bit layers rounded to other bits."""
     model = ir.load(source)
     weights = {w.name: w for w in find_weights(model) if decide(w, name, SCHEMES["int4"]).bits == 4}
-    for group in moment_groups(source, list(weights), calls):
-        for weight_name, moment in group.items():
-            weight = weights[weight_name]
-            rows = rows_of(weight)
-            scales, codes = METHODS[method](rows, bits, BLOCK, np.float32, moment)
-            kept = (codes * scales[..., None]).reshape(len(rows), -1)[:, : weight.width].astype(np.float32)
-            plain = kept if weight.axis == 0 else kept.T
-            weight.value.const_value = ir.Tensor(np.ascontiguousarray(plain), name=weight.name)
+    for weight_name, moment in input_moments(Instrument(source, replacing=False), list(weights), calls):
+        weight = weights[weight_name]
+        rows = rows_of(weight)
+        scales, codes = METHODS[method](rows, bits, BLOCK, np.float32, moment)
+        kept = (codes * scales[..., None]).reshape(len(rows), -1)[:, : weight.width].astype(np.float32)
+        plain = kept if weight.axis == 0 else kept.T
+        weight.value.const_value = ir.Tensor(np.ascontiguousarray(plain), name=weight.name)
     ir.save(model, target, external_data=f"{target.name}.data", size_threshold_bytes=1024)
 
 

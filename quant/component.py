@@ -12,7 +12,8 @@ import onnx_ir as ir
 from pochade.errors import UsageError
 from pochade.quant import attention, dynamic_int8, expand, gather, half_layers, nbits, static_int8
 from pochade.quant.fidelity import Call
-from pochade.quant.moments import Moment, moment_groups
+from pochade.quant.instrument import Instrument
+from pochade.quant.moments import Moment, input_moments
 from pochade.quant.scheme import FLOAT, Kind, Scheme, Storage, Use
 from pochade.quant.select import FLOATS, Weight, find_weights
 from pochade.quant.surgery import MICROSOFT
@@ -183,8 +184,8 @@ def _rewrite_special(
         if progress is not None:
             progress(len(chosen) - len(left), len(chosen))
 
-    for moments in moment_groups(source, list(left), calls) if calls and left else ():
-        for name, moment in moments.items():
+    if calls and left:
+        for name, moment in input_moments(Instrument(source, replacing=False), list(left), calls):
             rewrite(name, moment)
     for name in list(left):
         rewrite(name, None)

@@ -21,16 +21,16 @@ class Instrument:
     """A component's graph in which weights can be replaced for one run, and layer inputs read.
 
     Weights become graph inputs with the initializer as their default (ONNX IR, "Graphs"), and the inputs of linear
-    layers become graph outputs. One session serves thousands of trials.
+    layers become graph outputs, which all stay in memory during a run. One session serves thousands of trials.
     """
 
-    def __init__(self, path: Path, *, reading: bool = True, replacing: bool = True) -> None:
+    def __init__(self, path: Path, *, replacing: bool = True) -> None:
         """Open the graph.
 
         Args:
             path: graph file; its data files lie beside it.
-            reading: whether layer inputs will be read; they all stay in memory during a run.
-            replacing: whether weights will be replaced; products run slower when they may be.
+            replacing: whether weights will be replaced; products run slower when they may be, and read the weights
+                where the file is mapped, of which the system may drop what it needs.
         """
         model = ir.load(path)
         self.outputs = [str(value.name) for value in model.graph.outputs]
@@ -39,7 +39,7 @@ class Instrument:
         for weight in self.weights.values():
             if replacing and weight.graph is model.graph:
                 model.graph.inputs.append(weight.value)
-            source = _layer_input(weight, model.graph) if reading else None
+            source = _layer_input(weight, model.graph)
             if source is None:
                 continue
             self._sources[weight.name] = str(source.name)

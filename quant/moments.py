@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +19,7 @@ Ten times the usual share (Frantar et al. 2022, section 3.3): with few recorded 
 30.0 dB on other prompts, 0.01 gave 29.2 dB and 1.0 gave 29.1 dB.
 """
 
-GROUP_BYTES = 1_500_000_000
+GROUP_BYTES = 1_000_000_000
 """Moments held at a time, of which every group costs a pass over all recorded runs; inputs of 5120 numbers have one
 of 105 MB, those of a transformer of a billion parameters 5 GB together, twice what its float weights take."""
 
@@ -71,19 +70,20 @@ class Moment:
         return np.ascontiguousarray(np.linalg.inv(lower)[::-1, ::-1])
 
 
-def moment_groups(path: Path, names: Sequence[str], calls: Sequence[Call]) -> Iterator[dict[str, Moment]]:
-    """Moments of the inputs of linear weights, some weights at a time; each group is measured when asked for.
+def input_moments(instrument: Instrument, names: Sequence[str], calls: Sequence[Call]) -> Iterator[tuple[str, Moment]]:
+    """Moments of the inputs of linear weights, measured a group at a time when its first is asked for.
+
+    Nothing here holds on to a moment that was given: what is derived from one takes four times its bytes.
 
     Args:
-        path: the float graph.
+        instrument: the float graph.
         names: of the weights.
         calls: recorded runs of the component.
 
     Yields:
-        Moments by weight. Weights that share an input share the moment; weights whose input cannot be read, because
-        they are used in a subgraph, are in no group.
+        A weight and its moment. Weights that share an input share the moment and follow one another; weights whose
+        input cannot be read, because they are used in a subgraph, are left out.
     """
-    instrument = Instrument(path, replacing=False)
     readable = instrument.readable
     sources: dict[str, list[str]] = {}
     for name in names:
@@ -94,22 +94,25 @@ def moment_groups(path: Path, names: Sequence[str], calls: Sequence[Call]) -> It
     for source, users in sources.items():
         bytes_needed = 4 * instrument.width(users[0]) ** 2
         if group and size + bytes_needed > GROUP_BYTES:
-            yield _measure(instrument, calls, group, sources)
+            yield from _measured(instrument, calls, group, sources)
             group, size = [], 0
         group.append(source)
         size += bytes_needed
     if group:
-        yield _measure(instrument, calls, group, sources)
+        yield from _measured(instrument, calls, group, sources)
 
 
-def _measure(
+def _measured(
     instrument: Instrument, calls: Sequence[Call], group: Sequence[str], sources: dict[str, list[str]]
-) -> dict[str, Moment]:
-    """Run the calls once and add up the moments of a group of inputs."""
+) -> Iterator[tuple[str, Moment]]:
+    """Run the calls once, add up the moments of a group of inputs, and give each to the weights that share it."""
     moments: dict[str, Moment] = {}
     for call in calls:
         read = instrument.run(call.inputs, read=group)
         for source in group:
             here = Moment.of(read[source].reshape(-1, read[source].shape[-1]).astype(np.float32, copy=False))
             moments[source] = moments[source] + here if source in moments else here
-    return {name: moments[source] for source in group for name in sources[source]}
+    for source in group:
+        moment = moments.pop(source)
+        for name in sources[source]:
+            yield name, moment

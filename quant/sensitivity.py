@@ -17,7 +17,7 @@ from pochade.quant.blocks import round_blocks
 from pochade.quant.component import ALIGNMENT, INLINE_BYTES, decide
 from pochade.quant.fidelity import Call, Difference
 from pochade.quant.instrument import Instrument
-from pochade.quant.moments import Moment, moment_groups
+from pochade.quant.moments import Moment, input_moments
 from pochade.quant.rtn import block_count, channel_scales, round_channels, unpack_blocks
 from pochade.quant.scheme import CHANNELS, HALF, Kind, Scheme, Storage, Use, blocks
 from pochade.quant.select import Weight
@@ -141,7 +141,8 @@ def measure(
         journal: keeps what was measured.
         progress: told about each weight.
     """
-    instrument = Instrument(path, reading=False)
+    # For moments and trials alike: a second session would map all weights once more.
+    instrument = Instrument(path)
     weights = instrument.weights
     fixed = {name for name, weight in weights.items() if not _has_choice(weight, component, scheme)}
     out: dict[str, tuple[Option, ...]] = {
@@ -156,7 +157,7 @@ def measure(
     trials = unseen[:: max(1, len(unseen) // TRIALS)][:TRIALS]
     exact = [instrument.run(call.inputs) for call in trials] if missing else []
     done = len(weights) - len(missing)
-    for name, moment in _with_moments(path, missing, fitted):
+    for name, moment in _with_moments(instrument, missing, fitted):
         progress(done, len(weights))
         noise = _noise(instrument, weights[name], scheme, moment, trials, exact)
         journal.put(f"{component}/{name}", noise)
@@ -180,13 +181,14 @@ def _has_choice(weight: Weight, component: str, scheme: Scheme) -> bool:
     return not ruled and not (weight.use is Use.EMBEDDING and weight.width % 2)
 
 
-def _with_moments(path: Path, names: Sequence[str], calls: Sequence[Call]) -> Iterator[tuple[str, Moment | None]]:
+def _with_moments(
+    instrument: Instrument, names: Sequence[str], calls: Sequence[Call]
+) -> Iterator[tuple[str, Moment | None]]:
     """The weights with what is known of their inputs, in an order that needs few moments at a time."""
     left = dict.fromkeys(names)
-    for group in moment_groups(path, names, calls) if names else ():
-        for name, moment in group.items():
-            del left[name]
-            yield name, moment
+    for name, moment in input_moments(instrument, names, calls):
+        del left[name]
+        yield name, moment
     for name in left:
         yield name, None
 

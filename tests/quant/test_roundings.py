@@ -13,7 +13,7 @@ from pochade.quant.component import quantize_component
 from pochade.quant.fidelity import Call
 from pochade.quant.instrument import Instrument
 from pochade.quant.low_rank import low_rank_correction
-from pochade.quant.moments import DAMPING, Moment, moment_groups
+from pochade.quant.moments import DAMPING, Moment, input_moments
 from pochade.quant.rounding import METHODS
 from pochade.quant.rtn import pack_codes, unpack_blocks
 from pochade.quant.scheme import CALIBRATED, ROUNDINGS, SCHEMES
@@ -141,8 +141,9 @@ def layer(tmp_path: Path) -> tuple[Path, list[Call]]:
 
 def test_moments_are_those_of_the_recorded_inputs(layer: tuple[Path, list[Call]]) -> None:
     source, calls = layer
-    (group,) = moment_groups(source, ["w.weight"], calls)
-    np.testing.assert_allclose(group["w.weight"].second, SEEN.T @ SEEN, atol=0.01)
+    ((name, moment),) = input_moments(Instrument(source), ["w.weight"], calls)
+    assert name == "w.weight"
+    np.testing.assert_allclose(moment.second, SEEN.T @ SEEN, atol=0.01)
 
 
 def test_an_instrument_runs_with_other_weights(layer: tuple[Path, list[Call]]) -> None:
