@@ -14,7 +14,7 @@ import onnx_ir as ir
 from onnx_ir import tape
 
 from pochade.quant.streamed import Array
-from pochade.quant.surgery import MICROSOFT
+from pochade.quant.surgery import MICROSOFT, register
 
 OPERATOR = "MultiHeadAttention"
 BY_HEADS = {"perm": [0, 2, 1, 3]}
@@ -64,10 +64,7 @@ class _Constants:
     def get(self, name: str, array: Array) -> ir.Value:
         """The constant of that name."""
         if name not in self._known:
-            tensor = ir.Tensor(array, name=f"int8_attention.{name}")
-            value = ir.Value(name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
-            self._graph.register_initializer(value)
-            self._known[name] = value
+            self._known[name] = register(self._graph, ir.Tensor(array, name=f"int8_attention.{name}"))
         return self._known[name]
 
     def integers(self, *numbers: int) -> ir.Value:

@@ -16,6 +16,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
+from pochade.quant.surgery import register
+
 DIVISOR = 32.0
 """A power of two, so that neither way rounds."""
 
@@ -117,10 +119,7 @@ def _subgraphs(node: ir.Node) -> list[ir.Graph]:
 
 
 def _constant(graph: ir.Graph, name: str, number: float) -> ir.Value:
-    tensor = ir.Tensor(np.array(number, np.float32), name=f"half_layers.{name}")
-    value = ir.Value(name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
-    graph.register_initializer(value)
-    return value
+    return register(graph, ir.Tensor(np.array(number, np.float32), name=f"half_layers.{name}"))
 
 
 def _narrow(body: ir.Graph, index: int, down: ir.Value) -> None:

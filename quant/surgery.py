@@ -12,15 +12,18 @@ from pochade.quant.streamed import Array, StreamedTensor
 MICROSOFT = "com.microsoft"
 
 
+def register(graph: ir.Graph, tensor: ir.TensorProtocol) -> ir.Value:
+    """A new initializer of the tensor's name, shape and type."""
+    value = ir.Value(name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
 def add_initializer(
     weight: Weight, suffix: str, dtype: ir.DataType, shape: Sequence[int], chunks: Callable[[], Iterator[Array]]
 ) -> ir.Value:
     """A new initializer beside a weight, named after it and computed when it is written."""
-    name = f"{weight.name}.{suffix}"
-    tensor = StreamedTensor(name, dtype, shape, chunks)
-    value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype), const_value=tensor)
-    weight.graph.register_initializer(value)
-    return value
+    return register(weight.graph, StreamedTensor(f"{weight.name}.{suffix}", dtype, shape, chunks))
 
 
 def drop(weight: Weight) -> None:
@@ -99,12 +102,10 @@ def add_constant(weight: Weight, suffix: str, array: Array, widen: bool = True) 
     A narrower type is widened by a Cast, which ONNX Runtime folds when it opens the session, unless told not to.
     """
     name = f"{weight.name}.{suffix}"
-    tensor = ir.Tensor(array, name=name)
-    value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
-    weight.graph.register_initializer(value)
-    if not widen or tensor.dtype is weight.dtype:
+    value = register(weight.graph, ir.Tensor(array, name=name))
+    if not widen or value.dtype is weight.dtype:
         return value
-    wide = ir.Value(name=f"{name}.expanded", shape=tensor.shape, type=ir.TensorType(weight.dtype))
+    wide = ir.Value(name=f"{name}.expanded", shape=value.shape, type=ir.TensorType(weight.dtype))
     cast = ir.node("Cast", [value], {"to": int(weight.dtype)}, outputs=[wide], name=wide.name)
     weight.graph.insert_before(weight.graph[0], cast)
     return wide
