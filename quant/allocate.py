@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from pochade.quant.sensitivity import Option
@@ -65,7 +66,7 @@ def hull(options: Sequence[Option]) -> list[Option]:
     """The options on the lower convex hull of noise over bytes, from the first on."""
     out: list[Option] = []
     for option in options:
-        if out and (option.bytes <= out[-1].bytes or option.noise >= out[-1].noise):
+        if out and (option.bytes < out[-1].bytes or option.noise >= out[-1].noise):
             continue
         while len(out) > 1 and _bargain(out[-1], option) >= _bargain(out[-2], out[-1]):
             out.pop()
@@ -74,5 +75,6 @@ def hull(options: Sequence[Option]) -> list[Option]:
 
 
 def _bargain(old: Option, new: Option) -> float:
-    """Noise taken away per byte."""
-    return (old.noise - new.noise) / (new.bytes - old.bytes)
+    """Noise taken away per byte; what is padded to the same whole pages costs none."""
+    price = new.bytes - old.bytes
+    return (old.noise - new.noise) / price if price else math.inf

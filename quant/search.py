@@ -21,7 +21,7 @@ from pochade.quant.fidelity import Call, Progress
 from pochade.quant.scheme import Scheme, Storage
 from pochade.quant.scorecard import Scorecard
 from pochade.quant.select import find_weights
-from pochade.quant.sensitivity import Journal, measure, other_bytes, stored_bytes
+from pochade.quant.sensitivity import Journal, layers_noise, measure, other_bytes, stored_bytes
 
 RECIPE = "recipe.json"
 """File of a bundle that says which form each weight got, and why."""
@@ -74,12 +74,16 @@ class Search:
             calls: recorded runs by component.
             journal: keeps measurements.
             report: told about every weight.
+
+        Raises:
+            UsageError: layers kept in float16 leave more noise than the goal allows, whatever the weights.
         """
         self.scheme = scheme
         self.goal = goal
         self.options: dict[str, Options] = {}
         self._rule: dict[str, Storage] = {}
         """What the scheme would give each weight."""
+        self._layers = self._layers_noise(bundle, calls) if goal.min_snr is not None and scheme.half_layers else {}
         self._fixed_bytes = MANIFEST_BYTES
         if bundle.tokenizer_path is not None:
             self._fixed_bytes += bundle.tokenizer_path.stat().st_size
@@ -89,7 +93,7 @@ class Search:
             weights = find_weights(model)
             self._fixed_bytes += path.stat().st_size + other_bytes(model, weights)
             self._rule |= {f"{name}/{weight.name}": decide(weight, name, scheme) for weight in weights}
-            if _gives_floats(calls.get(name, ())):
+            if gives_floats(calls.get(name, ())):
 
                 def told(done: int, total: int, name: str = name) -> None:
                     report(f"trying {name}", done, total)
@@ -97,11 +101,11 @@ class Search:
                 found = measure(path, name, scheme, calls[name], journal, told)
                 self.options[name] = {f"{name}/{weight}": options for weight, options in found.items()}
             else:
-                # What it gives is whole numbers, which say nothing of a small error.
                 self._fixed_bytes += sum(stored_bytes(w, self._rule[f"{name}/{w.name}"]) for w in weights)
         self._fixed_bytes += RECIPE_BYTES_PER_WEIGHT * sum(map(len, self.options.values()))
         self._budget = goal.target_size
-        self._limits = dict.fromkeys(self.options, _noise_at(goal.min_snr or 0.0))
+        wanted = _noise_at(goal.min_snr or 0.0)
+        self._limits = {name: wanted - self._layers.get(name, 0.0) for name in self.options}
 
     def choose(self) -> Scheme:
         """The scheme with the forms that reach the goal as far as the measurements tell.
@@ -174,14 +178,34 @@ class Search:
             out |= within_noise(options, ruled * (1 + 1e-9)) or {path: forms[0] for path, forms in options.items()}
         return out
 
+    def _layers_noise(self, bundle: Bundle, calls: Mapping[str, Sequence[Call]]) -> dict[str, float]:
+        """Noise of layers kept in float16, by component; measured first, since it may rule the goal out."""
+        assert self.goal.min_snr is not None
+        out: dict[str, float] = {}
+        for name, recorded in calls.items():
+            if gives_floats(recorded):
+                out[name] = layers_noise(bundle.component_path(name), recorded)
+                if out[name] >= _noise_at(self.goal.min_snr):
+                    raise self._layers_too_short(name, out[name])
+        return out
+
     def _above_snr(self) -> Choice:
         out: Choice = {}
         for name, options in self.options.items():
             choice = within_noise(options, self._limits[name])
             if choice is None:
+                layers = self._layers.get(name, 0.0)
+                if within_noise(options, self._limits[name] + layers) is not None:
+                    raise self._layers_too_short(name, layers)
                 raise self._out_of_reach(name)
             out |= choice
         return out
+
+    def _layers_too_short(self, name: str, noise: float) -> UsageError:
+        return UsageError(
+            f"{name} cannot keep {self.goal.min_snr:g} dB with float16 between its layers, which alone leaves "
+            f"{-10 * math.log10(noise):.1f} dB; add --codec-layers 32, or ask for less"
+        )
 
     def _out_of_reach(self, name: str) -> UsageError:
         return UsageError(
@@ -229,5 +253,6 @@ def _noise_at(snr_db: float) -> float:
     return float(10 ** (-snr_db / 10))
 
 
-def _gives_floats(calls: Sequence[Call]) -> bool:
+def gives_floats(calls: Sequence[Call]) -> bool:
+    """Whether a component gives what an error can be measured in; whole numbers say nothing of a small one."""
     return any(np.issubdtype(array.dtype, np.floating) for call in calls for array in call.outputs.values())

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from pochade.errors import InputRefusedError
+from pochade.quant import half_layers
 from pochade.quant.blocks import round_blocks
 from pochade.quant.component import ALIGNMENT, INLINE_BYTES, decide
 from pochade.quant.fidelity import Call, Difference
@@ -22,6 +23,7 @@ from pochade.quant.rtn import block_count, channel_scales, round_channels, unpac
 from pochade.quant.scheme import CHANNELS, HALF, Kind, Scheme, Storage, Use, blocks
 from pochade.quant.select import Weight
 from pochade.quant.streamed import read
+from pochade.runtime.graph import GraphSession
 
 TRIALS = 4
 """Recorded calls that every trial is run on, spread over the recording."""
@@ -154,7 +156,7 @@ def measure(
     # Tried on other pictures than those the rounding was fitted to, or GPTQ would look better than it is.
     fitted = calls[: len(calls) - len(calls) // 4]
     unseen = calls[len(fitted) :] or calls
-    trials = unseen[:: max(1, len(unseen) // TRIALS)][:TRIALS]
+    trials = _spread(unseen)
     exact = [instrument.run(call.inputs) for call in trials] if missing else []
     done = len(weights) - len(missing)
     for name, moment in _with_moments(instrument, missing, fitted):
@@ -170,6 +172,28 @@ def measure(
             Option(storage, stored_bytes(weight, storage), known[str(storage)]) for storage in forms(weight.use, scheme)
         )
     return out
+
+
+def layers_noise(path: Path, calls: Sequence[Call]) -> float:
+    """What layers kept in float16 cost by themselves, all weights exact: noise power as a share of the signal's.
+
+    Args:
+        path: the float graph.
+        calls: recorded runs of the component.
+    """
+    model = ir.load(path)
+    if not half_layers.rewrite(model):
+        return 0.0
+    session = GraphSession(ir.to_proto(model).SerializeToString(), path.parent)
+    total = Difference()
+    for call in _spread(calls):
+        total.add(call.outputs, session.run(list(call.outputs), call.inputs))
+    return total.noise / total.signal if total.signal else 0.0
+
+
+def _spread(calls: Sequence[Call]) -> Sequence[Call]:
+    """At most TRIALS of the calls."""
+    return calls[:: max(1, len(calls) // TRIALS)][:TRIALS]
 
 
 def _has_choice(weight: Weight, component: str, scheme: Scheme) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,13 @@ from pochade.bundle import Bundle
 from pochade.cli import main
 from pochade.errors import InputRefusedError, UsageError
 from pochade.quant import bundle as quant_bundle
+from pochade.quant import search
 from pochade.quant.allocate import hull, within_bytes, within_noise
 from pochade.quant.bundle import quantize_bundle
 from pochade.quant.scheme import CHANNELS, FLOAT, HALF, SCHEMES, Keep, Storage, blocks
-from pochade.quant.search import RECIPE, Goal, read_recipe
-from pochade.quant.sensitivity import Journal, Option
+from pochade.quant.search import RECIPE, Goal, Search, read_recipe
+from pochade.quant.sensitivity import Journal, Option, layers_noise
+from pochade.quant.trial import record_calibration
 from pochade.runtime.locate import BUILT_IN
 
 FOUR, EIGHT = blocks(4), blocks(8)
@@ -80,6 +84,16 @@ def test_options_that_are_no_bargain_are_passed_over() -> None:
     # A larger form that is no better is none.
     assert [o.bytes for o in hull(weight((10, 4.0), (20, 4.0)))] == [10]
     assert [o.bytes for o in hull(weight((10, 4.0), (20, 1.0), (30, 0.5)))] == [10, 20, 30]
+
+
+def test_what_costs_no_byte_is_taken() -> None:
+    padded = {"a": weight((10, 4.0), (10, 1.0), (20, 0.5)), "b": weight((10, 9.0), (20, 1.0))}
+    for budget, bytes_of_a, bytes_of_b in ((20, 10, 10), (30, 10, 20), (40, 20, 20)):
+        choice = within_bytes(padded, budget)
+        assert choice is not None
+        assert (choice["a"].bytes, choice["b"].bytes) == (bytes_of_a, bytes_of_b)
+        assert choice["a"].noise <= 1.0
+    assert within_noise({"a": padded["a"][:2]}, 1.0) == {"a": padded["a"][1]}
 
 
 @pytest.mark.parametrize("storage", [FLOAT, HALF, CHANNELS, FOUR, EIGHT, blocks(4, 32)])
@@ -196,6 +210,34 @@ def test_goals_out_of_reach(goal: Goal, reason: str, small_bundles: dict[str, Pa
     with pytest.raises(UsageError, match=reason):
         quantize_bundle(small_bundles["monetico-tiny"], tmp_path / "b", INT4, **SHORT, goal=goal)
     assert not (tmp_path / "b").exists()
+
+
+def test_layers_in_float16_are_named_where_they_are_the_reason(
+    small_bundles: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Bundle.open(small_bundles["monetico-tiny"])
+    calls = record_calibration(source, ["a cat"], lambda *_: None)
+    noise = {name: layers_noise(source.component_path(name), calls[name]) for name in ("vq_decoder", "transformer")}
+    assert 0 < noise["vq_decoder"] < 1e-4
+    assert noise["transformer"] == 0
+    alone = -10 * math.log10(noise["vq_decoder"])
+
+    def refusal(min_snr: float, half: bool) -> str:
+        # One small weight has a choice.
+        scheme = replace(
+            INT4, half_layers=half, min_elements=1000, keep=(Keep(r"^(?!vq_decoder/decoder\.conv_in\b)", 32),)
+        )
+        journal = Journal(tmp_path / f"{min_snr} {half}.jsonl", {})
+        with pytest.raises(UsageError) as caught:
+            Search(source, scheme, Goal(min_snr=min_snr), calls, journal, lambda *_: None).choose()
+        return str(caught.value)
+
+    # More than the layers leave; more than they and 16-bit weights leave together; more than the weights leave.
+    assert "--codec-layers 32" in refusal(alone + 1, True)
+    assert f"{alone:.1f} dB" in refusal(alone - 1e-6, True)
+    assert "--keep '^vq_decoder/=32'" in refusal(99.0, False)
+    monkeypatch.setattr(search, "layers_noise", lambda *_: 1e-12)
+    assert "--codec-layers" not in refusal(99.0, True)
 
 
 def test_a_goal_that_measuring_never_meets_ends(
