@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from onnx import helper
 
 from pochade.quant.component import quantize_component
 from pochade.quant.fidelity import Call
@@ -17,7 +19,7 @@ from pochade.quant.moments import DAMPING, Moment, input_moments
 from pochade.quant.rounding import METHODS
 from pochade.quant.rtn import pack_codes, unpack_blocks
 from pochade.quant.scheme import CALIBRATED, ROUNDINGS, SCHEMES
-from tests.quant.graphs import initializers, operators, run, save_linear
+from tests.quant.graphs import initializers, operators, port, run, save, save_linear
 
 RNG = np.random.default_rng(3)
 WIDTH, ROWS = 256, 96
@@ -178,3 +180,17 @@ def test_components_are_rounded_by_what_they_are_given(
     assert told[0] == (1, 1)
     if low_rank:
         assert initializers(tmp_path / "calibrated" / "out.onnx")["w.weight.down"].dtype == np.float16
+
+
+def test_moments_go_once_the_next_is_asked_for(tmp_path: Path) -> None:
+    nodes = [helper.make_node("MatMul", [f"x.{name}", name], [f"y.{name}"]) for name in ("first", "second")]
+    square = np.eye(WIDTH, dtype=np.float32)
+    inputs, outputs = ([port(f"{side}.{name}", ["n", WIDTH]) for name in ("first", "second")] for side in "xy")
+    source = save(tmp_path / "two.onnx", nodes, inputs, outputs, {"first": square, "second": square})
+    calls = [Call("transformer", {"x.first": SEEN, "x.second": UNSEEN}, {})]
+    seen: list[tuple[str, weakref.ref[Moment]]] = []
+    for name, moment in input_moments(Instrument(source), ["first", "second"], calls):
+        assert moment.inverse_factor.shape == (WIDTH, WIDTH)
+        assert all(earlier() is None for _, earlier in seen)
+        seen.append((name, weakref.ref(moment)))
+    assert [name for name, _ in seen] == ["first", "second"]
