@@ -14,7 +14,8 @@ MICROSOFT = "com.microsoft"
 
 def register(graph: ir.Graph, tensor: ir.TensorProtocol) -> ir.Value:
     """A new initializer of the tensor's name, shape and type."""
-    value = ir.Value(name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+    shape = ir.Shape(tensor.shape.numpy())
+    value = ir.Value(name=tensor.name, shape=shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)
     return value
 
