@@ -46,7 +46,7 @@ def test_a_limit_changes_the_plan_and_not_the_picture(
 
     # A tiny codec is nothing beside the process; only its own part is looked at.
     monkeypatch.setattr("pochade.runtime.families.meissonic_memory.resident_memory", lambda: 1)
-    call = {"width": 512, "height": 512, "num_inference_steps": 1, "seed": 1}
+    call: dict[str, Any] = {"width": 512, "height": 512, "num_inference_steps": 1, "seed": 1}
     pictures = []
     needed: dict[str, Way] = {}
     for tiling in ("auto", "on", "off"):
@@ -60,6 +60,7 @@ def test_a_limit_changes_the_plan_and_not_the_picture(
     for picture in pictures[1:]:
         assert np.abs(picture.astype(int) - pictures[0]).max() <= 1
     limit = needed["auto"].peak - 1
+    assert pipe.plan is not None
     assert limit > max(way.peak for name, way in pipe.plan.phases.items() if name != "decode")
     with pochade.load(bundles["monetico-tiny"], device="cpu", ram=limit) as pipe:
         pipe.observer = watch
