@@ -97,6 +97,15 @@ class Pipeline(ABC):
         self._providers: dict[str, str] = {}
         self._timings: dict[str, float] = {}
         self._components: dict[str, ComponentTimes] = {}
+        self._read_bundle(bundle)
+
+    @abstractmethod
+    def _read_bundle(self, bundle: Bundle) -> None:
+        """Keep what the family needs of a bundle beside its components.
+
+        Raises:
+            BundleInvalidError: it is not there.
+        """
 
     def run_component(self, name: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run one component alone, arrays in and out; `bundle.manifest` tells names, types and shapes.

@@ -25,9 +25,8 @@ from pochade.errors import BundleInvalidError, UsageError
 from pochade.runtime.families.meissonic_memory import MemoryModel, Workload
 from pochade.runtime.image import to_image
 from pochade.runtime.memory import peak_memory
-from pochade.runtime.pipeline import Pipeline, Result, StepEvent, Tiling
+from pochade.runtime.pipeline import Pipeline, Result, StepEvent
 from pochade.runtime.plan import Plan, choose
-from pochade.runtime.providers import Device
 from pochade.runtime.rng import MAX_SEED, Noise, PhiloxNoise, random_seed
 from pochade.runtime.schedulers.masked import MaskedSchedule
 from pochade.runtime.session import ComponentSession, to_array
@@ -74,15 +73,7 @@ class MeissonicPipeline(Pipeline):
     revisions: ClassVar = REVISIONS
     components: ClassVar = ("text_encoder", "condition", "transformer", "sampler", "vq_decoder")
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        device: Device,
-        threads: int | None = None,
-        ram: int | None = None,
-        tiling: Tiling = "auto",
-    ) -> None:
-        super().__init__(bundle, device, threads, ram, tiling)
+    def _read_bundle(self, bundle: Bundle) -> None:
         scheduler, defaults = bundle.manifest.scheduler, bundle.manifest.defaults
         try:
             self._factor = int(scheduler["codec_factor"])
