@@ -76,7 +76,7 @@ def test_bundles_take_turns_and_runs_are_kept(monkeypatch: pytest.MonkeyPatch, t
             raise KeyboardInterrupt
         return figures(cold=cold)
 
-    monkeypatch.setattr(speed, "_run", run)
+    monkeypatch.setattr(speed, "run_once", run)
     path = tmp_path / "kept.json"
     report = Report(SETTINGS, 2, [case(name="a"), case(name="b")])
     report.cases[1].digest = "other"
