@@ -1,16 +1,23 @@
-"""What an opened session holds of a graph's weights; for export and quantization, which have onnx_ir."""
+"""What an opened session holds of a graph's weights; for export and quantization, which may not see each other."""
 
 from __future__ import annotations
 
-import onnx_ir as ir
+from typing import Any
 
 FOLDED = ("Cast", "Mul")
 """Operators by which weights are expanded; of constants, ONNX Runtime computes them while it opens a session."""
 
+CAST_BYTES = {1: 4, 10: 2}
+"""Bytes per number of the types that weights are cast to, float32 and float16, by their numbers in ONNX."""
 
-def weight_bytes(model: ir.Model) -> int:
-    """Bytes of the constants that remain once those that can be computed are, and what they came from is gone."""
-    constants: dict[ir.Value, tuple[int, float]] = {}
+
+def weight_bytes(model: Any) -> int:
+    """Bytes of the constants that remain once those that can be computed are, and what they came from is gone.
+
+    Args:
+        model: an `onnx_ir.Model`; the library is not imported here, where the runtime has no use for it.
+    """
+    constants: dict[Any, tuple[int, float]] = {}
     """How many numbers, and bytes of each."""
     for graph in model.graphs():
         for value in graph.initializers.values():
@@ -25,6 +32,6 @@ def weight_bytes(model: ir.Model) -> int:
             ahead.add(node)
             size, itemsize = max(known)
             cast = node.attributes.get_int("to", 0)
-            constants[node.outputs[0]] = size, ir.DataType(cast).itemsize if cast else itemsize
+            constants[node.outputs[0]] = size, CAST_BYTES.get(cast, itemsize)
     remaining = [value for value in constants if any(use.node not in ahead for use in value.uses())]
     return round(sum(size * itemsize for size, itemsize in (constants[value] for value in remaining)))

@@ -6,7 +6,7 @@ import re
 
 from pochade.errors import UsageError
 
-_BYTES = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([kMGT]?)(i?)B?", re.ASCII)
+_BYTES = re.compile(r"(\d{1,18}(?:\.\d{0,18})?|\.\d{1,18})\s*([kMGT]?)(i?)B?", re.ASCII)
 _POWERS = {"": 0, "k": 1, "M": 2, "G": 3, "T": 4}
 
 
@@ -18,13 +18,12 @@ def read_bytes(text: str, what: str) -> int:
         what: whose it is, for the message.
 
     Raises:
-        UsageError: it is none, or there is nothing of it.
+        UsageError: it is none.
     """
     match = _BYTES.fullmatch(text.strip())
-    size = int(float(match[1]) * (1024 if match[3] else 1000) ** _POWERS[match[2]]) if match else 0
-    if not 0 < size < 1 << 62:
+    if match is None:
         raise UsageError(f"{what} {text!r} is not a size such as 0.9G, 850M or 12500000")
-    return size
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** _POWERS[match[2]])
 
 
 def read_picture_size(text: str) -> tuple[int, int]:

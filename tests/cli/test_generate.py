@@ -200,7 +200,11 @@ def test_quiet_and_verbose(generate: Generate, capsys: pytest.CaptureFixture[str
     assert generate(PROMPT, "-s", "1", "-v") == 0
     out, err = capsys.readouterr()
     assert out == "pochade-1.png\n"
-    assert "denoise " in err.splitlines()[1]
+    plan, (told, phases) = err.splitlines()[:5], err.splitlines()[5:]
+    assert plan[0].startswith("plan: at most ")
+    assert [line.split()[0] for line in plan[1:]] == ["text", "condition", "denoise", "decode"]
+    assert told.startswith("seed 1")
+    assert "denoise " in phases
 
 
 def test_auto_says_when_it_takes_the_cpu(generate: Generate, capsys: pytest.CaptureFixture[str]) -> None:

@@ -119,6 +119,8 @@ def test_bundles_that_tell_too_little_paint_without_a_limit_only(
     [
         ({"ram": "much"}, "ram 'much' is not a size"),
         ({"ram": 0}, "ram is 0"),
+        ({"ram": "0"}, "ram is 0"),
+        ({"ram": "9" * 400}, "is not a size"),
         ({"ram": True}, "ram is True"),
         ({"tiling": "maybe"}, "tiling is 'maybe'; choose auto, on, off"),
     ],
