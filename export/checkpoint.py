@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -80,22 +81,23 @@ def parse_config(kind: type[T], path: Path) -> T:
     return config
 
 
-class TensorFolder:
-    """Tensors of one part, by published key, read from disk when asked for."""
+class Tensors(ABC):
+    """Tensors by published key, read when asked for."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._files = {path: _open(path) for path in _weight_files(folder)}
-        self._where = {key: handle for handle in self._files.values() for key in handle.keys()}  # noqa: SIM118
+    where: Path
+    """What a complaint about them names."""
 
+    @abstractmethod
     def keys(self) -> Collection[str]:
-        """Published keys of all files."""
-        return self._where.keys()
+        """Published keys."""
 
+    @abstractmethod
+    def shape(self, key: str) -> tuple[int, ...]:
+        """Shape of one tensor, told without reading it."""
+
+    @abstractmethod
     def __getitem__(self, key: str) -> Tensor:
         """Tensor as stored; backed by the file, not copied, as long as nobody changes its dtype."""
-        tensor: Tensor = self._where[key].get_tensor(key)
-        return tensor
 
     def check(self, module: nn.Module, ignored: Iterable[str] = ()) -> None:
         """Compare keys and shapes with those of a module that loads them.
@@ -108,11 +110,7 @@ class TensorFolder:
             InputRefusedError: lists all missing, unexpected and mis-shaped tensors at once.
         """
         expected = {key: tuple(value.shape) for key, value in module.state_dict().items()}
-        found = {
-            key: tuple(handle.get_slice(key).get_shape())
-            for key, handle in self._where.items()
-            if not key.startswith(tuple(ignored))
-        }
+        found = {key: self.shape(key) for key in self.keys() if not key.startswith(tuple(ignored))}
         faults = [f"missing tensor {key}" for key in expected.keys() - found.keys()]
         faults += [f"unexpected tensor {key}" for key in found.keys() - expected.keys()]
         faults += [
@@ -121,13 +119,35 @@ class TensorFolder:
             if key in found and found[key] != shape
         ]
         if faults:
-            raise InputRefusedError(str(self.folder), sorted(faults))
+            raise InputRefusedError(str(self.where), sorted(faults))
 
     def load_into(self, module: nn.Module, ignored: Iterable[str] = ()) -> None:
         """Fill a module in float32, for checks and for training on; export itself streams tensors instead."""
         self.check(module, ignored)
         names = module.state_dict().keys()
         module.load_state_dict({name: self[name].float() for name in names}, assign=True)
+
+
+class TensorFolder(Tensors):
+    """Tensors of one part in safetensors files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.where = folder
+        self._files = {path: _open(path) for path in _weight_files(folder)}
+        self._handles = {key: handle for handle in self._files.values() for key in handle.keys()}  # noqa: SIM118
+
+    def keys(self) -> Collection[str]:
+        """Published keys of all files."""
+        return self._handles.keys()
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """As the header of the file tells it."""
+        return tuple(self._handles[key].get_slice(key).get_shape())
+
+    def __getitem__(self, key: str) -> Tensor:
+        """Tensor as stored."""
+        tensor: Tensor = self._handles[key].get_tensor(key)
+        return tensor
 
 
 def _weight_files(folder: Path) -> list[Path]:
