@@ -1,4 +1,4 @@
-"""A published checkpoint folder: JSON files and safetensors, refused in words when they are not what they should be."""
+"""A published checkpoint folder: JSON files and tensors, refused in words when they are not what they should be."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from pochade.errors import InputRefusedError
+from pochade.export.tensor_files import TensorReader, open_tensors
 
 T = TypeVar("T")
 M = TypeVar("M", bound=nn.Module)
@@ -21,6 +21,8 @@ MAX_JSON_BYTES = 64 << 20
 """An index of a sharded checkpoint has about a hundred bytes per tensor; anything near this is no index."""
 
 STEMS = ("diffusion_pytorch_model", "model")
+
+PICKLE_NAME = "pytorch_model.bin"
 
 
 class Checkpoint:
@@ -99,6 +101,10 @@ class Tensors(ABC):
     def __getitem__(self, key: str) -> Tensor:
         """Tensor as stored; backed by the file, not copied, as long as nobody changes its dtype."""
 
+    def below(self, prefix: str) -> Tensors:
+        """The tensors whose keys begin with `prefix`, under what is left of their keys."""
+        return _Below(self, prefix)
+
     def check(self, module: nn.Module, ignored: Iterable[str] = ()) -> None:
         """Compare keys and shapes with those of a module that loads them.
 
@@ -128,38 +134,80 @@ class Tensors(ABC):
         module.load_state_dict({name: self[name].float() for name in names}, assign=True)
 
 
-class TensorFolder(Tensors):
-    """Tensors of one part in safetensors files."""
+class _Below(Tensors):
+    """Tensors whose keys have a prefix, without it."""
 
-    def __init__(self, folder: Path) -> None:
-        self.where = folder
-        self._files = {path: _open(path) for path in _weight_files(folder)}
-        self._handles = {key: handle for handle in self._files.values() for key in handle.keys()}  # noqa: SIM118
+    def __init__(self, tensors: Tensors, prefix: str) -> None:
+        self.where = tensors.where
+        self._tensors = tensors
+        self._prefix = prefix
+
+    def keys(self) -> Collection[str]:
+        return {key.removeprefix(self._prefix) for key in self._tensors.keys() if key.startswith(self._prefix)}  # noqa: SIM118
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        return self._tensors.shape(self._prefix + key)
+
+    def __getitem__(self, key: str) -> Tensor:
+        return self._tensors[self._prefix + key]
+
+
+class TensorFiles(Tensors):
+    """Tensors of one or more files; where a key stands in several, the last file has it."""
+
+    def __init__(self, where: Path, paths: Iterable[Path]) -> None:
+        self.where = where
+        self._files: dict[str, TensorReader] = {}
+        for file in map(open_tensors, paths):
+            self._files |= dict.fromkeys(file.keys(), file)
 
     def keys(self) -> Collection[str]:
         """Published keys of all files."""
-        return self._handles.keys()
+        return self._files.keys()
 
     def shape(self, key: str) -> tuple[int, ...]:
-        """As the header of the file tells it."""
-        return tuple(self._handles[key].get_slice(key).get_shape())
+        """As the file tells it."""
+        return self._files[key].shape(key)
 
     def __getitem__(self, key: str) -> Tensor:
         """Tensor as stored."""
-        tensor: Tensor = self._handles[key].get_tensor(key)
-        return tensor
+        return self._files[key].read(key)
 
 
-def _weight_files(folder: Path) -> list[Path]:
+class TensorFile(TensorFiles):
+    """Tensors of one file: safetensors, or a pickled state dict."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, [path])
+
+
+class TensorFolder(TensorFiles):
+    """Tensors of a folder in the published layout."""
+
+    def __init__(self, folder: Path, pickles: bool = False) -> None:
+        """Open the weight files of `folder`.
+
+        Args:
+            folder: holds one file, shards with their index, or the fp16 copy when there is nothing else.
+            pickles: take `pytorch_model.bin`, whole or in shards, where there are no safetensors.
+
+        Raises:
+            InputRefusedError: there are none, or they are damaged.
+        """
+        super().__init__(folder, _weight_files(folder, pickles))
+
+
+def _weight_files(folder: Path, pickles: bool) -> list[Path]:
     """Weight files of a part: one file, shards by their index, or the fp16 copy when there is nothing else."""
-    for stem in STEMS:
-        index = folder / f"{stem}.safetensors.index.json"
+    whole = [f"{stem}.safetensors" for stem in STEMS] + ([PICKLE_NAME] if pickles else [])
+    for name in whole:
+        index = folder / f"{name}.index.json"
         if index.is_file():
             return _shards(index)
-        for name in (f"{stem}.safetensors", f"{stem}.fp16.safetensors"):
-            if (folder / name).is_file():
-                return [folder / name]
-    raise InputRefusedError(str(folder), [f"no {' or '.join(f'{stem}.safetensors' for stem in STEMS)} in it"])
+        for found in (folder / name, folder / name.replace(".safetensors", ".fp16.safetensors")):
+            if found.is_file():
+                return [found]
+    raise InputRefusedError(str(folder), [f"no {' or '.join(whole)} in it"])
 
 
 def _shards(index: Path) -> list[Path]:
@@ -167,19 +215,18 @@ def _shards(index: Path) -> list[Path]:
     if not isinstance(weight_map, Mapping) or not all(isinstance(name, str) for name in weight_map.values()):
         raise InputRefusedError(str(index), ["it has no weight_map of file names"])
     names = sorted(set(weight_map.values()))
-    faults = [f"shard {name!r} is not a plain file name" for name in names if Path(name).name != name]
+    kind = Path(index.name.removesuffix(".index.json")).suffix
+    faults = [f"shard {name!r} is not a plain file name" for name in names if not _is_plain(name)]
+    faults += [f"shard {name} is no {kind} file" for name in names if not faults and not name.endswith(kind)]
     faults += [f"shard {name} is missing" for name in names if not faults and not (index.parent / name).is_file()]
     if faults:
         raise InputRefusedError(str(index), faults)
     return [index.parent / name for name in names]
 
 
-def _open(path: Path) -> Any:
-    """Handle on a safetensors file; its header has been checked against the file by the library."""
-    try:
-        return safe_open(path, framework="pt")
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputRefusedError(str(path), [f"it is no intact safetensors file ({error})"]) from None
+def _is_plain(name: str) -> bool:
+    """Whether this names a file of the same folder, on every system."""
+    return not set(name) & set("/\\:\0") and name not in ("", ".", "..")
 
 
 def empty(kind: type[M], config: object, dtype: torch.dtype = torch.float32) -> M:
