@@ -340,9 +340,7 @@ class HunyuanDiT(nn.Module):
         cells = patches.unflatten(2, (patch, patch, -1)).unflatten(1, (height // patch, width // patch))
         return cells.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
-    def hidden(
-        self, x: Tensor, context: Tensor, rows: Tensor, rope: Rope, controls: Tensor | None = None
-    ) -> Tensor:
+    def hidden(self, x: Tensor, context: Tensor, rows: Tensor, rope: Rope, controls: Tensor | None = None) -> Tensor:
         """Tokens (batch, cells, dim) after all blocks and the last norm.
 
         Args:
