@@ -86,7 +86,7 @@ def original_keys(keys: Collection[str]) -> dict[str, tuple[str, ...]]:
     """
     numbers = [int(found[1]) for key in keys if (found := re.match(r"\w+\.(\d+)\.", key))]
     modules = original_modules(max(numbers, default=-1) + 1)
-    table = {original: (name,) for original, name in PARAMETERS.items()}
+    table: dict[str, tuple[str, ...]] = {original: (name,) for original, name in PARAMETERS.items()}
     for original, names in modules.items():
         table |= {f"{original}.{kind}": tuple(f"{name}.{kind}" for name in names) for kind in ("weight", "bias")}
     return table
