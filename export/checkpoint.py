@@ -103,7 +103,15 @@ class Tensors(ABC):
 
     def below(self, prefix: str) -> Tensors:
         """The tensors whose keys begin with `prefix`, under what is left of their keys."""
-        return _Below(self, prefix)
+        return self.renamed({key.removeprefix(prefix): key for key in self.keys() if key.startswith(prefix)})
+
+    def only(self, prefixes: tuple[str, ...]) -> Tensors:
+        """The tensors whose keys begin with one of `prefixes`."""
+        return self.renamed({key: key for key in self.keys() if key.startswith(prefixes)})
+
+    def renamed(self, names: Mapping[str, str]) -> Tensors:
+        """The tensors that `names` maps new keys to, under these."""
+        return _Renamed(self, names)
 
     def check(self, module: nn.Module, ignored: Iterable[str] = ()) -> None:
         """Compare keys and shapes with those of a module that loads them.
@@ -134,22 +142,22 @@ class Tensors(ABC):
         module.load_state_dict({name: self[name].float() for name in names}, assign=True)
 
 
-class _Below(Tensors):
-    """Tensors whose keys have a prefix, without it."""
+class _Renamed(Tensors):
+    """Some tensors of a source, under other keys."""
 
-    def __init__(self, tensors: Tensors, prefix: str) -> None:
-        self.where = tensors.where
-        self._tensors = tensors
-        self._prefix = prefix
+    def __init__(self, source: Tensors, names: Mapping[str, str]) -> None:
+        self.where = source.where
+        self._source = source
+        self._names = names
 
     def keys(self) -> Collection[str]:
-        return {key.removeprefix(self._prefix) for key in self._tensors.keys() if key.startswith(self._prefix)}  # noqa: SIM118
+        return self._names.keys()
 
     def shape(self, key: str) -> tuple[int, ...]:
-        return self._tensors.shape(self._prefix + key)
+        return self._source.shape(self._names[key])
 
     def __getitem__(self, key: str) -> Tensor:
-        return self._tensors[self._prefix + key]
+        return self._source[self._names[key]]
 
 
 class TensorFiles(Tensors):

@@ -6,12 +6,16 @@ they become single `com.microsoft` nodes, so that no pattern matching has to fin
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name everyone gives it
 from torch import Tensor
 
 
-def _symbolic(op: str, inputs: list[Tensor], shape: torch.Size, dtype: torch.dtype, **attrs: int | float) -> Tensor:
+def _symbolic(
+    op: str, inputs: Sequence[Tensor | None], shape: torch.Size, dtype: torch.dtype, **attrs: int | float
+) -> Tensor:
     return torch.onnx.ops.symbolic(op, inputs, attrs={**attrs}, dtype=dtype, shape=shape, version=1)
 
 
@@ -74,3 +78,31 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
         return _symbolic("com.microsoft::MultiHeadAttention", [q, k, v], q.shape, q.dtype, num_heads=heads)
     q_heads, k_heads, v_heads = (t.view(t.shape[0], t.shape[1], heads, -1).transpose(1, 2) for t in (q, k, v))
     return F.scaled_dot_product_attention(q_heads, k_heads, v_heads).transpose(1, 2).reshape(q.shape)
+
+
+def biased_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, bias: Tensor, scale: float | None = None) -> Tensor:
+    """Multi-head attention with something added to its scores; materializes tokens x tokens scores, see `attention`.
+
+    Args:
+        q: queries, (batch, tokens, heads * head_dim), heads joined head-major.
+        k: keys, as `q`.
+        v: values, as `q`.
+        heads: number of attention heads.
+        bias: added to scores, (batch or 1, heads or 1, tokens, tokens).
+        scale: of the products of queries and keys; None divides them by the square root of `head_dim`.
+    """
+    if torch.compiler.is_exporting():
+        attrs: dict[str, int | float] = {"num_heads": heads} | ({} if scale is None else {"scale": scale})
+        # Between values and bias are the bias of projections and the padding mask.
+        inputs = [q, k, v, None, None, bias]
+        return _symbolic("com.microsoft::MultiHeadAttention", inputs, q.shape, q.dtype, **attrs)
+    q_heads, k_heads, v_heads = (t.view(t.shape[0], t.shape[1], heads, -1).transpose(1, 2) for t in (q, k, v))
+    mixed = F.scaled_dot_product_attention(q_heads, k_heads, v_heads, attn_mask=bias, scale=scale)
+    return mixed.transpose(1, 2).reshape(q.shape)
+
+
+def mask_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to scores to hide keys whose mask is 0: (batch, tokens) int64 -> (batch, 1, tokens, tokens)."""
+    # Finite, so that a row of masked keys alone has no NaN; far enough that no other score is seen beside it.
+    hidden = (mask == 0).to(dtype) * torch.finfo(dtype).min
+    return hidden[:, None, None, :].expand(-1, 1, mask.shape[1], -1)
