@@ -8,6 +8,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pochade.errors import UsageError
+
 MAX_SEED = 2**63 - 1
 
 
@@ -43,6 +45,18 @@ class PhiloxNoise:
         # The first counter word runs within a draw; the second and third tell draws apart.
         bits = np.random.Philox(key=(self.seed + image) & MAX_SEED, counter=[0, step, purpose, 0])
         return np.random.Generator(bits).random(cells, dtype=np.float32)
+
+
+def uniform_row(noise: NDArray[np.float32], cells: int) -> NDArray[np.float32]:
+    """Noise of one image as (1, cells), once it is what a `Noise` promises.
+
+    Raises:
+        UsageError: another number of values, or one outside [0, 1).
+    """
+    row = np.asarray(noise, np.float32)
+    if row.shape != (cells,) or not ((row >= 0) & (row < 1)).all():
+        raise UsageError(f"noise must be {cells} numbers in [0, 1), not shape {row.shape}")
+    return row[None]
 
 
 def random_seed() -> int:

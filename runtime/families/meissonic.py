@@ -10,10 +10,10 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,17 +21,28 @@ from PIL import Image
 
 from pochade import __version__
 from pochade.bundle import Bundle
-from pochade.errors import BundleInvalidError, UsageError
+from pochade.errors import BundleInvalidError
+from pochade.runtime.arguments import (
+    MAX_GUIDANCE,
+    MAX_IMAGES,
+    MAX_SIDE,
+    MAX_STEPS,
+    check_number,
+    check_side,
+    check_whole,
+    read_prompts,
+    read_temperatures,
+)
 from pochade.runtime.families.meissonic_memory import MemoryModel, Workload
 from pochade.runtime.image import to_image
 from pochade.runtime.memory import peak_memory
 from pochade.runtime.pipeline import Pipeline, Result, StepEvent
 from pochade.runtime.plan import Plan, choose
-from pochade.runtime.rng import MAX_SEED, Noise, PhiloxNoise, random_seed
-from pochade.runtime.schedulers.masked import MaskedSchedule
+from pochade.runtime.rng import MAX_SEED, Noise, PhiloxNoise, random_seed, uniform_row
+from pochade.runtime.schedulers.masked import MaskedSchedule, MaskingSchedule
 from pochade.runtime.session import ComponentSession, to_array
 from pochade.runtime.strips import strip_count
-from pochade.runtime.tokenizer import PromptTokenizer, check_prompt
+from pochade.runtime.tokenizer import PromptTokenizer
 
 REVISIONS = (2, 3)
 """Of component and tensor names, oldest first; pochade.export.families.meissonic writes the last.
@@ -39,10 +50,6 @@ REVISIONS = (2, 3)
 Since 3 the decoder has the input `recompute`."""
 
 PREVIEW_SIDE = 256
-MAX_SIDE = 8192
-MAX_STEPS = 1000
-MAX_IMAGES = 1000
-MAX_GUIDANCE = 1000.0
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,16 @@ class Request:
         return self.guidance_scale > 1.0
 
 
+class DenoiseLoop(Protocol):
+    """The steps of one image; a family brings its own."""
+
+    def start(self) -> NDArray[np.int64]:
+        """Token grid before the first step, (1, height, width)."""
+
+    def run(self, step: int, tokens: Any) -> tuple[Any, Any]:
+        """Next token grid and this step's draw for every cell, (1, height, width) int64, on the device or the host."""
+
+
 class MeissonicPipeline(Pipeline):
     """Masked-token text-to-image."""
 
@@ -79,7 +96,7 @@ class MeissonicPipeline(Pipeline):
             self._factor = int(scheduler["codec_factor"])
             self._multiple = self._factor * int(scheduler["patch"])
             self._mask_token_id = int(scheduler["mask_token_id"])
-            self._schedule = scheduler["masking_schedule"]
+            self._read_scheduler(scheduler)
             self._defaults = {
                 key: defaults[key]
                 for key in (
@@ -96,6 +113,10 @@ class MeissonicPipeline(Pipeline):
         if bundle.tokenizer_path is None:
             raise BundleInvalidError(str(bundle.path), ["no tokenizer is declared"])
         self._tokenizer = PromptTokenizer(bundle.tokenizer_path)
+
+    def _read_scheduler(self, scheduler: Mapping[str, Any]) -> None:
+        """Keep what the family's steps need; a value that is missing or unusable may raise what it likes to raise."""
+        self._schedule: MaskingSchedule = scheduler["masking_schedule"]
 
     def __call__(
         self,
@@ -169,17 +190,16 @@ class MeissonicPipeline(Pipeline):
         }
         values = self._defaults | {key: value for key, value in given.items() if value is not None}
         for side in ("width", "height"):
-            self._check_side(side, values[side])
-        _check_whole("num_inference_steps", values["num_inference_steps"], 1, MAX_STEPS)
-        _check_whole("num_images_per_prompt", num_images_per_prompt, 1, MAX_IMAGES)
-        _check_number("guidance_scale", values["guidance_scale"], 0.0, MAX_GUIDANCE)
+            check_side(side, values[side], self._multiple)
+        check_whole("num_images_per_prompt", num_images_per_prompt, 1, MAX_IMAGES)
+        temperature = self._read_steps(values)
         if seed is None or seed == -1:
             seed = random_seed()
-        _check_whole("seed", seed, 0, MAX_SEED)
+        check_whole("seed", seed, 0, MAX_SEED)
         micro_conds = (*micro_conditioning_crop_coord, micro_conditioning_aesthetic_score)
         for number in micro_conds:
-            _check_number("micro condition", number, -MAX_SIDE, MAX_SIDE)
-        prompts, negatives = _prompts(prompt, values["negative_prompt"])
+            check_number("micro condition", number, -MAX_SIDE, MAX_SIDE)
+        prompts, negatives = read_prompts(prompt, values["negative_prompt"])
         request = Request(
             prompts * num_images_per_prompt,
             negatives * num_images_per_prompt,
@@ -187,19 +207,24 @@ class MeissonicPipeline(Pipeline):
             values["height"],
             values["num_inference_steps"],
             float(values["guidance_scale"]),
-            _temperatures(values["temperature"]),
+            temperature,
             seed,
             (values["width"], values["height"], *micro_conds),
         )
         self.plan = self._planned(request)
         return self._paint(request, noise or PhiloxNoise(request.seed))
 
+    def _read_steps(self, values: Mapping[str, Any]) -> tuple[float, float]:
+        """Temperature of the first and of the last step, once everything that is said about steps can be meant."""
+        check_whole("num_inference_steps", values["num_inference_steps"], 1, MAX_STEPS)
+        check_number("guidance_scale", values["guidance_scale"], 0.0, MAX_GUIDANCE)
+        return read_temperatures(values["temperature"])
+
     def _planned(self, request: Request) -> Plan | None:
         """How to keep a call within the limit; None where there is none and the bundle does not tell enough."""
         texts = set(request.prompts + (request.negative_prompts if request.guided else ()))
         work = Workload(
-            request.height // self._factor,
-            request.width // self._factor,
+            *self._grid(request),
             request.num_inference_steps,
             len(texts),
             len(request.prompts),
@@ -212,15 +237,6 @@ class MeissonicPipeline(Pipeline):
                 str(self.bundle.path), ["a memory limit needs what it does not tell, being an old one; export it again"]
             )
         return choose(memory.ways(work, self.tiling), self.ram)
-
-    def _check_side(self, name: str, side: Any) -> None:
-        _check_whole(name, side, self._multiple, MAX_SIDE)
-        if side % self._multiple:
-            raise UsageError(f"{name} {side} is not a multiple of {self._multiple}; use {self._near(side)}")
-
-    def _near(self, side: int) -> str:
-        below = side // self._multiple * self._multiple
-        return f"{below} or {below + self._multiple}" if below else str(self._multiple)
 
     def _paint(self, request: Request, noise: Noise) -> Iterator[StepEvent | Result]:
         """The phases: text, condition, denoise steps, decode; one of them in memory at a time."""
@@ -247,16 +263,13 @@ class MeissonicPipeline(Pipeline):
         self, request: Request, condition: dict[str, tuple[Any, Any]], noise: Noise, start: float
     ) -> Generator[StepEvent, None, list[NDArray[np.int64]]]:
         """Token grid of every image; a method of its own, so that no value of its sessions outlives it."""
-        grid = (request.height // self._factor, request.width // self._factor)
-        schedule = MaskedSchedule.create(
-            request.num_inference_steps, grid[0] * grid[1], request.temperature, self._schedule
-        )
         total = len(request.prompts) * request.num_inference_steps
         finished: list[NDArray[np.int64]] = []
         with self._open("transformer") as transformer, self._open("sampler") as sampler:
             for image in range(len(request.prompts)):
-                steps = _DenoiseLoop(self, request, schedule, condition, noise, image, transformer, sampler)
-                codes = tokens = np.full((1, *grid), self._mask_token_id, np.int64)
+                steps = self._loop(request, condition, noise, image, transformer, sampler)
+                tokens: Any = steps.start()
+                codes = tokens
                 for step in range(request.num_inference_steps):
                     with self._phase("denoise"):
                         tokens, codes = steps.run(step, tokens)
@@ -266,6 +279,26 @@ class MeissonicPipeline(Pipeline):
                     self._stop.check()
                 finished.append(to_array(tokens))
         return finished
+
+    def _loop(
+        self,
+        request: Request,
+        condition: dict[str, tuple[Any, Any]],
+        noise: Noise,
+        image: int,
+        transformer: ComponentSession,
+        sampler: ComponentSession,
+    ) -> DenoiseLoop:
+        """The steps of one image with sessions that are open."""
+        schedule = MaskedSchedule.create(
+            request.num_inference_steps, math.prod(self._grid(request)), request.temperature, self._schedule
+        )
+        tokens = np.full((1, *self._grid(request)), self._mask_token_id, np.int64)
+        return _MaskedLoop(tokens, request, schedule, condition, noise, image, transformer, sampler)
+
+    def _grid(self, request: Request) -> tuple[int, int]:
+        """Rows and columns of cells."""
+        return request.height // self._factor, request.width // self._factor
 
     def _encode(self, request: Request) -> tuple[dict[str, tuple[Any, Any]], list[str]]:
         """Text states and pooled vector of every distinct text, and what did not fit."""
@@ -341,12 +374,12 @@ class MeissonicPipeline(Pipeline):
         }
 
 
-class _DenoiseLoop:
-    """The steps of one image: transformer once or twice, then the sampler."""
+class _MaskedLoop:
+    """From all cells masked to none: transformer once or twice, then the sampler."""
 
     def __init__(
         self,
-        pipeline: MeissonicPipeline,
+        tokens: NDArray[np.int64],
         request: Request,
         schedule: MaskedSchedule,
         condition: dict[str, tuple[Any, Any]],
@@ -355,7 +388,7 @@ class _DenoiseLoop:
         transformer: ComponentSession,
         sampler: ComponentSession,
     ) -> None:
-        self._pipeline = pipeline
+        self._tokens = tokens
         self._schedule = schedule
         self._noise = noise
         self._image = image
@@ -365,8 +398,12 @@ class _DenoiseLoop:
         self._negative = condition[request.negative_prompts[image]] if request.guided else None
         self._guidance = np.array([request.guidance_scale if request.guided else 1.0], np.float32)
 
+    def start(self) -> NDArray[np.int64]:
+        """See `DenoiseLoop.start`."""
+        return self._tokens
+
     def run(self, step: int, tokens: Any) -> tuple[Any, Any]:
-        """Next token grid and this step's draw for every cell, (1, height, width) int64, on the device."""
+        """See `DenoiseLoop.run`."""
         features = self._features(tokens, step, self._positive)
         negative = features if self._negative is None else self._features(tokens, step, self._negative)
         cells = features.shape()[1]
@@ -378,8 +415,8 @@ class _DenoiseLoop:
                 "features": features,
                 "negative_features": negative,
                 "guidance_scale": self._guidance,
-                "draw_noise": _row(self._noise.draw(self._image, step, cells), cells),
-                "keep_noise": _row(keep, cells),
+                "draw_noise": uniform_row(self._noise.draw(self._image, step, cells), cells),
+                "keep_noise": uniform_row(keep, cells),
                 "temperature": self._schedule.temperatures[step : step + 1],
                 "num_masked": self._schedule.num_masked[step : step + 1],
             }
@@ -391,44 +428,3 @@ class _DenoiseLoop:
         context, modulation = condition
         inputs = {"tokens": tokens, "context": context, "modulation": modulation, "step": np.array([step])}
         return self._transformer.run(inputs)["features"]
-
-
-def _row(noise: NDArray[np.float32], cells: int) -> NDArray[np.float32]:
-    """Noise of one image as (1, cells), once it is what a `Noise` promises."""
-    row = np.asarray(noise, np.float32)
-    if row.shape != (cells,) or not ((row >= 0) & (row < 1)).all():
-        raise UsageError(f"noise must be {cells} numbers in [0, 1), not shape {row.shape}")
-    return row[None]
-
-
-def _prompts(prompt: str | Sequence[str], negative: str | Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Prompts and as many negative prompts, checked."""
-    prompts = (prompt,) if isinstance(prompt, str) else tuple(prompt)
-    negatives = (negative,) * len(prompts) if isinstance(negative, str) else tuple(negative)
-    if not prompts or not all(text.strip() for text in prompts):
-        raise UsageError("the prompt is empty; say what to paint")
-    if len(negatives) != len(prompts):
-        raise UsageError(f"{len(negatives)} negative prompts for {len(prompts)} prompts; give one, or one each")
-    for text in prompts:
-        check_prompt(text)
-    for text in negatives:
-        check_prompt(text, "negative prompt")
-    return prompts, negatives
-
-
-def _temperatures(value: Any) -> tuple[float, float]:
-    # A single number falls to 0.01, as in the released scheduler.
-    first, last = value if isinstance(value, list | tuple) and len(value) == 2 else (value, 0.01)
-    for number in (first, last):
-        _check_number("temperature", number, 0.0, 100.0)
-    return float(first), float(last)
-
-
-def _check_whole(name: str, value: Any, least: int, most: int) -> None:
-    if not isinstance(value, int | np.integer) or isinstance(value, bool) or not least <= value <= most:
-        raise UsageError(f"{name} is {value!r}; it must be a whole number from {least} to {most}")
-
-
-def _check_number(name: str, value: Any, least: float, most: float) -> None:
-    if not isinstance(value, int | float | np.number) or not math.isfinite(value) or not least <= value <= most:
-        raise UsageError(f"{name} is {value!r}; it must be a number from {least:g} to {most:g}")
