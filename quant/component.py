@@ -16,7 +16,7 @@ from pochade.quant.instrument import Instrument
 from pochade.quant.moments import Moment, input_moments
 from pochade.quant.scheme import FLOAT, Kind, Scheme, Storage, Use
 from pochade.quant.select import FLOATS, Weight, find_weights
-from pochade.quant.surgery import MICROSOFT
+from pochade.quant.surgery import MICROSOFT, store_in_subgraphs
 from pochade.session_memory import weight_bytes
 
 INLINE_BYTES = 1024
@@ -124,6 +124,8 @@ def quantize_component(
     attentions = attention.rewrite(model) if scheme.int8_attention else 0
     narrowed = half_layers.rewrite(model) if scheme.half_layers else 0
     model.graph.opset_imports.setdefault(MICROSOFT, 1)
+    held = weight_bytes(model)
+    store_in_subgraphs(model, INLINE_BYTES)
     data = _save(model, target, progress)
     return ComponentReport(
         component,
@@ -133,7 +135,7 @@ def quantize_component(
         tuple(StoredWeight(weight.name, weight.shape, weight.use, storage) for weight, storage in decided),
         attentions,
         narrowed,
-        weight_bytes(model),
+        held,
     )
 
 

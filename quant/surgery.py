@@ -97,6 +97,30 @@ def _move_into_subgraph(owner: ir.Graph, products: Sequence[ir.Node], operands: 
             home.register_initializer(value)
 
 
+def store_in_subgraphs(model: ir.Model, threshold: int) -> None:
+    """Let large initializers of subgraphs be Constant nodes, which stay in the graph file.
+
+    ONNX Runtime refuses to read a subgraph's initializers from a data file that has several hard links, and uv
+    installs by hard links. Those of the main graph it does read.
+
+    Args:
+        model: changed in place.
+        threshold: bytes, up to which a tensor stays in the graph file anyway.
+    """
+    for graph in model.graphs():
+        if graph is model.graph:
+            continue
+        for name, value in list(graph.initializers.items()):
+            tensor = value.const_value
+            if tensor is None or tensor.nbytes <= threshold:
+                continue
+            del graph.initializers[name]
+            # A tensor that is computed when it is written knows no protobuf of its own.
+            attribute = ir.AttrTensor("value", ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=name))
+            constant = ir.node("Constant", [], {"value": attribute}, outputs=[value], name=f"{name}.constant")
+            graph.insert_before(graph[0], constant)
+
+
 def add_constant(weight: Weight, suffix: str, array: Array, widen: bool = True) -> ir.Value:
     """A new initializer beside a weight, named after it, read as the type that the weight's readers compute in.
 

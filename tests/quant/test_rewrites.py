@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from pochade.errors import UsageError
+from pochade.quant import expand
 from pochade.quant.component import quantize_component
 from pochade.quant.rtn import unpack_blocks
 from pochade.quant.scheme import CHANNELS, DYNAMIC, FLOAT, HALF, SCHEMES, Scheme, Storage, blocks
@@ -231,6 +232,25 @@ def test_convolutions_expand_when_the_session_opens(
     assert not [node for node in graph.node if node.op_type == "Cast" and node.input[0] in constants]
     (conv,) = (node for node in graph.node if "Conv" in node.op_type)
     assert conv.input[1] in constants
+
+
+@pytest.mark.parametrize("op_type", ["Conv", "ConvTranspose"])
+def test_the_largest_convolutions_expand_on_every_run(
+    tmp_path: Path, op_type: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight, x = normal(16, 8, 3, 3), normal(2, 8 if op_type == "Conv" else 16, 6, 5)
+    source = save_conv(tmp_path / "m.onnx", op_type, weight)
+    at_once = quantize(source, replace(SCHEMES["int4"], conv=CHANNELS, min_elements=0))
+    expected = run(at_once, x=x)
+    monkeypatch.setattr(expand, "LATE_ELEMENTS", weight.size)
+    late = quantize(source, replace(SCHEMES["int4"], conv=CHANNELS, min_elements=0))
+    assert relative_error(run(late, x=x), expected) < EXACT
+    optimized = tmp_path / "optimized.onnx"
+    session(late, optimized)
+    (node,) = (node for node in onnx.load(optimized).graph.node if node.op_type == "DequantizeLinear")
+    held = initializers(late)
+    assert held[node.input[0]].dtype == np.uint8
+    assert sum(array.nbytes for array in held.values()) < weight.nbytes / 2
 
 
 def test_any_weight_can_be_kept_in_float16(tmp_path: Path) -> None:
