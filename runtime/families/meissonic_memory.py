@@ -18,8 +18,8 @@ from pochade.runtime.strips import strip_count
 FLOAT = 4
 """Bytes."""
 
-ASIDE = 20_000_000
-"""Of small things, and holes in the heap."""
+ASIDE = 30_000_000
+"""Of what a session is beside its weights, small things, and holes in the heap."""
 
 HEAD_CHUNK = 512
 """Cells that the sampler computes logits of at a time; pochade.export.sampler has the same number."""
@@ -79,10 +79,10 @@ class MemoryModel:
         base = resident_memory() or BARE_PROCESS
         modulation = work.steps * work.texts * self._rows * self._dim * FLOAT
         return {
-            "text": [Way(base + self._weights("text_encoder"))],
+            "text": [Way(base + self._weights("text_encoder") + ASIDE)],
             # What the session computes, gives, and what is copied of it so that the session can go.
             "condition": [Way(base + self._weights("condition") + ASIDE + 3 * modulation)],
-            "denoise": [Way(base + modulation + self._loop(work))],
+            "denoise": [Way(base + modulation + self._loop(work) + ASIDE)],
             "decode": [
                 Way(base + self._codec(work, tiling, recompute), recompute) for recompute in self._recomputing(tiling)
             ],
