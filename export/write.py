@@ -63,8 +63,11 @@ def export_checkpoint(
             if progress:
                 progress(name, 0, 0)
             components[name] = _write(graph(), writer.path, name, dtype, progress, model.layer_bytes(name))
-        tokenizer = model.tokenizer()
-        tokenizer.save(str(writer.path / "tokenizer.json"), pretty=False)
+        model.tokenizer().save(str(writer.path / "tokenizer.json"), pretty=False)
+        more_tokenizers = {}
+        for name, tokenizer in model.more_tokenizers().items():
+            more_tokenizers[name] = f"{name}_tokenizer.json"
+            tokenizer.save(str(writer.path / more_tokenizers[name]), pretty=False)
         return writer.finish(
             name=writer.target.name,
             family=row.family,
@@ -75,6 +78,7 @@ def export_checkpoint(
             scheduler=model.scheduler_manifest(),
             defaults=dict(row.defaults),
             source=_source(row, checkpoint, text_encoder),
+            more_tokenizers=more_tokenizers,
         )
 
 

@@ -97,13 +97,13 @@ def _write_components(
     components = {}
     for name, component in bundle.manifest.components.items():
         components[name] = _quantized(bundle, component, writer.path, scheme, report, calls.get(name, ()))
-    if bundle.tokenizer_path is not None:
-        shutil.copyfile(bundle.tokenizer_path, writer.path / bundle.tokenizer_path.name)
+    for file in bundle.manifest.tokenizer_files:
+        (writer.path / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(bundle.path / file, writer.path / file)
     return replace(
         bundle.manifest,
         name=writer.target.name,
         components=components,
-        tokenizer=bundle.tokenizer_path.name if bundle.tokenizer_path else None,
         files=(),
     )
 
@@ -192,4 +192,5 @@ def _finish(writer: BundleWriter, manifest: Manifest, scorecard: Scorecard) -> B
         defaults=manifest.defaults,
         source=manifest.source,
         scorecard=scorecard.to_manifest(),
+        more_tokenizers=manifest.more_tokenizers,
     )

@@ -85,8 +85,7 @@ class Search:
         """What the scheme would give each weight."""
         self._layers = self._layers_noise(bundle, calls) if goal.min_snr is not None and scheme.half_layers else {}
         self._fixed_bytes = MANIFEST_BYTES
-        if bundle.tokenizer_path is not None:
-            self._fixed_bytes += bundle.tokenizer_path.stat().st_size
+        self._fixed_bytes += sum((bundle.path / file).stat().st_size for file in bundle.manifest.tokenizer_files)
         for name in bundle.manifest.components:
             path = bundle.component_path(name)
             model = ir.load(path)

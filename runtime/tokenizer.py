@@ -22,12 +22,29 @@ class EncodedPrompt:
 
     ids: NDArray[np.int64]
     """(tokens,): padded or cut to the length of the encoder."""
+    mask: NDArray[np.int64]
+    """(tokens,): 1 for what was read, 0 for padding."""
     cut_at: int | None
     """Index of the first character that was not read, None when all of it was."""
 
+    def note(self, prompt: str, encoder: str = "the text encoder") -> str | None:
+        """What to tell whoever wrote the prompt; None when all of it was read.
+
+        Args:
+            prompt: the text that was encoded.
+            encoder: what to call the reader.
+        """
+        if self.cut_at is None:
+            return None
+        read, unread = prompt[: self.cut_at][-24:], prompt[self.cut_at :][:24]
+        return (
+            f"only the first {self.cut_at} of {len(prompt)} characters of a prompt fit {encoder}'s "
+            f"{len(self.ids)} tokens; it was cut at …{read}|{unread}…"
+        )
+
 
 class PromptTokenizer:
-    """The `tokenizer.json` of a bundle; it pads and truncates by itself."""
+    """A `tokenizer.json` of a bundle; it pads and truncates by itself."""
 
     def __init__(self, path: Path) -> None:
         try:
@@ -46,7 +63,8 @@ class PromptTokenizer:
         check_prompt(prompt)
         encoding = self._tokenizer.encode(prompt)
         rest = [start for part in encoding.overflowing for start, end in part.offsets if end > start]
-        return EncodedPrompt(np.array(encoding.ids, np.int64), min(rest, default=None))
+        ids, mask = (np.array(row, np.int64) for row in (encoding.ids, encoding.attention_mask))
+        return EncodedPrompt(ids, mask, min(rest, default=None))
 
 
 def check_prompt(prompt: str, what: str = "prompt") -> None:

@@ -176,3 +176,47 @@ def test_all_faults_of_a_manifest_come_together() -> None:
         values.update(name=1, tokenizer="../x", family_revision=0)
 
     assert manifest_faults(break_three).count(";") == 2
+
+
+def add_tokenizer(values: dict[str, Any], paths: object) -> None:
+    digest = "0" * 64
+    values["files"].append({"path": "second.json", "size": 2, "sha256": digest})
+    values["more_tokenizers"] = paths
+
+
+@pytest.mark.parametrize(
+    ("paths", "reason"),
+    [
+        (None, "more_tokenizers must be an object, not null"),
+        ({"decoder": 1}, "more_tokenizers.decoder must be text, not a whole number"),
+        ({"decoder": "../second.json"}, "more_tokenizers.decoder '../second.json' has '..' and may leave the bundle"),
+        ({"decoder": "third.json"}, "tokenizer 'third.json' is not listed in files"),
+        ({"reader": "second.json"}, "more_tokenizers names 'reader', which is no component"),
+    ],
+)
+def test_further_tokenizers_that_are_none(paths: object, reason: str) -> None:
+    assert reason in manifest_faults(lambda values: add_tokenizer(values, paths))
+
+
+def test_further_tokenizers_need_a_first() -> None:
+    def change(values: dict[str, Any]) -> None:
+        add_tokenizer(values, {"decoder": "second.json"})
+        values["tokenizer"] = None
+
+    assert "more_tokenizers stands without a tokenizer" in manifest_faults(change)
+
+
+def test_further_tokenizers_come_back_and_belong_to_the_digest() -> None:
+    values = toy_manifest()
+    add_tokenizer(values, {})
+    none = Manifest.from_json(json.dumps(values), "toy")
+    values["more_tokenizers"] = {"decoder": "second.json"}
+    one = Manifest.from_json(json.dumps(values), "toy")
+    assert one.more_tokenizers == {"decoder": "second.json"}
+    assert one.tokenizer_files == ("tokenizer.json", "second.json")
+    assert Manifest.from_json(one.to_json(), "toy") == one
+    assert one.digest != none.digest
+    # Bundles made before there were any keep their identity.
+    assert "more_tokenizers" not in none.to_dict()
+    del values["more_tokenizers"]
+    assert Manifest.from_json(json.dumps(values), "toy").digest == none.digest

@@ -205,6 +205,10 @@ class Meissonic:
         """Tokenizer of the checkpoint, also where another text encoder is used."""
         return clip_tokenizer(self.tokenizer_folder, self.text.max_position_embeddings)
 
+    def more_tokenizers(self) -> dict[str, Tokenizer]:
+        """None: there is one text encoder."""
+        return {}
+
     def scheduler_manifest(self) -> dict[str, Any]:
         """What the runtime's loop needs to know."""
         return {

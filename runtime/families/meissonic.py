@@ -307,12 +307,8 @@ class MeissonicPipeline(Pipeline):
         with self._phase("text"), self._open("text_encoder") as encoder:
             for text in texts:
                 encoded = self._tokenizer.encode(text)
-                if encoded.cut_at is not None:
-                    read, unread = text[: encoded.cut_at][-24:], text[encoded.cut_at :][:24]
-                    notes.append(
-                        f"only the first {encoded.cut_at} of {len(text)} characters of a prompt fit the text encoder's "
-                        f"{len(encoded.ids)} tokens; it was cut at …{read}|{unread}…"
-                    )
+                if note := encoded.note(text):
+                    notes.append(note)
                 outputs = encoder.run({"input_ids": encoded.ids[None]})
                 states[text] = (encoder.detached(outputs["text_states"]), encoder.detached(outputs["pooled"]))
         return states, notes

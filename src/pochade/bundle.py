@@ -113,6 +113,11 @@ class Bundle:
         return None if self.manifest.tokenizer is None else self.path / self.manifest.tokenizer
 
     @property
+    def more_tokenizer_paths(self) -> dict[str, Path]:
+        """The tokenizer.json of each further text encoder, by the name of its component."""
+        return {name: self.path / path for name, path in self.manifest.more_tokenizers.items()}
+
+    @property
     def size(self) -> int:
         """Bytes of all files together."""
         return sum(entry.size for entry in self.manifest.files)
@@ -212,6 +217,7 @@ class BundleWriter:
         defaults: Mapping[str, Any],
         source: Mapping[str, Any],
         scorecard: Mapping[str, Any] | None = None,
+        more_tokenizers: Mapping[str, str] | None = None,
     ) -> Bundle:
         """The bundle, complete under its final name; the arguments are the fields of `Manifest`.
 
@@ -234,6 +240,7 @@ class BundleWriter:
                 source=source,
                 scorecard=scorecard,
                 files=self._hash_files(),
+                more_tokenizers=more_tokenizers or {},
             )
             (self.path / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8", newline="\n")
             checked = Bundle.open(self.path)

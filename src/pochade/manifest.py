@@ -12,7 +12,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pochade.errors import BundleInvalidError
@@ -87,7 +87,7 @@ class Manifest:
     task: str
     components: Mapping[str, Component]
     tokenizer: str | None
-    """Path of the tokenizer.json, for families that read text."""
+    """Path of the tokenizer.json, for families that read text; where there are several, of `text_encoder`."""
     scheduler: Mapping[str, Any]
     defaults: Mapping[str, Any]
     source: Mapping[str, Any]
@@ -95,6 +95,14 @@ class Manifest:
     scorecard: Mapping[str, Any] | None
     """Measured fidelity against the fp32 bundle; None where nothing was measured."""
     files: tuple[FileEntry, ...]
+    more_tokenizers: Mapping[str, str] = field(default_factory=dict)
+    """Path of a tokenizer.json by the name of the component that reads its ids, for those that `tokenizer` is not
+    for; bundles of one text encoder have none."""
+
+    @property
+    def tokenizer_files(self) -> tuple[str, ...]:
+        """Paths of all tokenizers."""
+        return (*(() if self.tokenizer is None else (self.tokenizer,)), *self.more_tokenizers.values())
 
     @property
     def digest(self) -> str:
@@ -103,6 +111,8 @@ class Manifest:
         for component in values["components"].values():
             component.pop("memory", None)
         decisive = {key: values[key] for key in ("family", "family_revision", "components", "tokenizer", "scheduler")}
+        if self.more_tokenizers:
+            decisive["more_tokenizers"] = values["more_tokenizers"]
         decisive["files"] = sorted((entry.path, entry.sha256) for entry in self.files)
         text = json.dumps(decisive, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()
@@ -114,6 +124,8 @@ class Manifest:
             del component["name"]
             if component["memory"] is None:
                 del component["memory"]
+        if not self.more_tokenizers:
+            del values["more_tokenizers"]
         return values
 
     def to_json(self) -> str:
@@ -162,6 +174,7 @@ class Manifest:
             source=top.take("source", dict, {}),
             scorecard=top.optional_object("scorecard"),
             files=tuple(_file_entry(item) for item in top.objects("files")),
+            more_tokenizers=_more_tokenizers(top),
         )
         # How the parts fit together can only be judged where each part could be read.
         faults = faults or [*_list_faults(manifest), *_role_faults(manifest)]
@@ -255,6 +268,14 @@ def _component(name: str, item: JsonObject) -> Component:
     )
 
 
+def _more_tokenizers(top: JsonObject) -> dict[str, str]:
+    """Paths by component, where there are any."""
+    if "more_tokenizers" not in top.values:
+        return {}
+    paths = JsonObject(top.take("more_tokenizers", dict, {}), top.faults, "more_tokenizers.")
+    return {name: _path(paths, name) for name in paths.values}
+
+
 def _memory(item: JsonObject) -> dict[str, int] | None:
     """Byte counts by name, where there are any."""
     if "memory" not in item.values:
@@ -316,8 +337,14 @@ def _role_faults(manifest: Manifest) -> Iterator[str]:
     for component in manifest.components.values():
         for reason in _component_faults(component, listed):
             yield f"component {component.name}: {reason}"
-    if manifest.tokenizer is not None and manifest.tokenizer not in listed:
-        yield f"tokenizer {manifest.tokenizer!r} is not listed in files"
+    for path in manifest.tokenizer_files:
+        if path not in listed:
+            yield f"tokenizer {path!r} is not listed in files"
+    for name in manifest.more_tokenizers:
+        if name not in manifest.components:
+            yield f"more_tokenizers names {name!r}, which is no component"
+    if manifest.more_tokenizers and manifest.tokenizer is None:
+        yield "more_tokenizers stands without a tokenizer"
 
 
 def _component_faults(component: Component, listed: set[str]) -> Iterator[str]:
