@@ -62,7 +62,7 @@ def export_checkpoint(
         for name, graph in model.graphs(DTYPES[dtype]):
             if progress:
                 progress(name, 0, 0)
-            components[name] = _write(graph(), writer.path, name, dtype, progress, model.layer_bytes(name))
+            components[name] = write_component(graph(), writer.path, name, dtype, progress, model.layer_bytes(name))
         model.tokenizer().save(str(writer.path / "tokenizer.json"), pretty=False)
         more_tokenizers = {}
         for name, tokenizer in model.more_tokenizers().items():
@@ -82,9 +82,19 @@ def export_checkpoint(
         )
 
 
-def _write(
+def write_component(
     model: ir.Model, folder: Path, name: str, dtype: str, progress: Progress | None, layer_bytes: dict[str, int]
 ) -> Component:
+    """Write one graph, and say what it is.
+
+    Args:
+        model: weights may be lazy.
+        folder: to write `<name>.onnx` and its data file to.
+        name: of the component.
+        dtype: one of `DTYPES`.
+        progress: called as weights are written.
+        layer_bytes: for the memory plan, see `Component.memory`.
+    """
     if dtype == "fp16":
         StoreHalfPass()(model)
     path = folder / f"{name}.onnx"

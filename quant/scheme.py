@@ -166,6 +166,21 @@ EXACT = (
 """Weights that are never rounded: small, and used for more than a product."""
 
 
+SPIKY = (
+    r"^text_encoder_2/",  # mT5
+    r"^text_encoder/encoder\.layer\.",  # BERT
+)
+"""Linear layers that are given a few numbers far above all others: those of mT5 leave the range of float16, those of
+BERT are the subject of Bondarenko et al. 2021, arXiv 2109.12948.
+
+With one scale for a whole tensor little would be left of the others. They get 8-bit blocks where the scheme says
+`dynamic` or `static`: one large number then costs its own block of activations its precision, and no other.
+"""
+
+LARGE_TABLES = (r"^text_encoder_2/shared\b",)
+"""Lookup tables that would be the largest weight of a bundle: 250 112 rows in mT5."""
+
+
 @dataclass(frozen=True)
 class Scheme:
     """How the weights of a bundle are kept."""
@@ -176,10 +191,15 @@ class Scheme:
     """Linear layers that match `sensitive_layers`; always 8 bits."""
     embedding: Storage
     conv: Storage
+    large_table: Storage | None = None
+    """Lookup tables that match `large_tables`; None keeps them as `embedding`."""
     sensitive_layers: tuple[str, ...] = SENSITIVE
     """Regular expressions, searched in the path."""
     exact_layers: tuple[str, ...] = EXACT
     """As `sensitive_layers`, for weights of any use that stay float."""
+    spiky_layers: tuple[str, ...] = SPIKY
+    """As `sensitive_layers`, for linear layers whose inputs are never rounded with one scale for all."""
+    large_tables: tuple[str, ...] = LARGE_TABLES
     keep: tuple[Keep, ...] = ()
     """The user's rules; the first that matches overrules everything else."""
     min_elements: int = 4096
@@ -204,6 +224,7 @@ class Scheme:
             (Use.LINEAR, self.linear),
             (Use.LINEAR, self.sensitive),
             (Use.EMBEDDING, self.embedding),
+            (Use.EMBEDDING, self.large_table or self.embedding),
             (Use.CONV, self.conv),
         ):
             if storage.kind not in FORMS[use]:
@@ -237,14 +258,17 @@ class Scheme:
         """Form of the weight at `path` (`component/initializer name`)."""
         for rule in self.keep:
             if rule.matches(path):
-                return self._kept(use, rule.bits)
+                return self._kept(use, path, rule.bits)
         if path in self.chosen:
             return self.chosen[path]
         if _matches(self.exact_layers, path):
             return FLOAT
         if use is Use.LINEAR:
-            return self.sensitive if _matches(self.sensitive_layers, path) else self.linear
-        return self.embedding if use is Use.EMBEDDING else self.conv
+            sensitive = _matches(self.sensitive_layers, path)
+            return self._without_spikes(path, self.sensitive if sensitive else self.linear)
+        if use is Use.EMBEDDING:
+            return self.large_table or self.embedding if _matches(self.large_tables, path) else self.embedding
+        return self.conv
 
     def with_block_size(self, block_size: int) -> Scheme:
         """The same scheme with another block size wherever there are blocks."""
@@ -257,6 +281,7 @@ class Scheme:
             linear=resized(self.linear),
             sensitive=resized(self.sensitive),
             embedding=resized(self.embedding),
+            large_table=None if self.large_table is None else resized(self.large_table),
         )
 
     def keeping(self, rules: Sequence[Keep]) -> Scheme:
@@ -270,9 +295,12 @@ class Scheme:
             "linear": self.linear.to_manifest(),
             "sensitive": self.sensitive.to_manifest(),
             "embedding": self.embedding.to_manifest(),
+            "large_table": None if self.large_table is None else self.large_table.to_manifest(),
             "conv": self.conv.to_manifest(),
             "sensitive_layers": list(self.sensitive_layers),
             "exact_layers": list(self.exact_layers),
+            "spiky_layers": list(self.spiky_layers),
+            "large_tables": list(self.large_tables),
             "keep": [{"pattern": rule.pattern, "bits": rule.bits} for rule in self.keep],
             "min_elements": self.min_elements,
             "min_width": self.min_width,
@@ -284,11 +312,16 @@ class Scheme:
             "half_layers": self.half_layers,
         }
 
-    def _kept(self, use: Use, bits: int) -> Storage:
+    def _without_spikes(self, path: str, storage: Storage) -> Storage:
+        """The storage, or blocks where its rounding of activations would not do."""
+        one_scale = storage.kind in (Kind.DYNAMIC, Kind.STATIC)
+        return blocks(8) if one_scale and _matches(self.spiky_layers, path) else storage
+
+    def _kept(self, use: Use, path: str, bits: int) -> Storage:
         if bits != 8:
             return HALF if bits == 16 else FLOAT
         if use is Use.LINEAR:
-            return self.sensitive
+            return self._without_spikes(path, self.sensitive)
         if use is Use.CONV:
             return CHANNELS
         return replace(self.embedding, bits=8) if self.embedding.kind is Kind.BLOCKS else blocks(8)
@@ -303,7 +336,17 @@ SCHEMES = {
     for scheme in (
         Scheme("int8", linear=DYNAMIC, sensitive=DYNAMIC, embedding=blocks(8), conv=HALF),
         # 8-bit blocks rather than `dynamic` for the sensitive layers: GPUs have a kernel for these.
-        Scheme("int4", linear=blocks(4), sensitive=blocks(8), embedding=blocks(8), conv=CHANNELS, rounding="gptq"),
+        Scheme(
+            "int4",
+            linear=blocks(4),
+            sensitive=blocks(8),
+            embedding=blocks(8),
+            conv=CHANNELS,
+            # Half of what 8 bits take, 260 MB less at the size of mT5's; small blocks, since rows are as uneven as
+            # words are.
+            large_table=blocks(4, 32),
+            rounding="gptq",
+        ),
     )
 }
 """The schemes, by name."""
