@@ -8,8 +8,8 @@ import numpy as np
 import onnx_ir as ir
 
 MOST = 4
-"""Query, key, value and MLP. The modulation layers of a whole network share an input too; joined, they would be one
-weight of a gigabyte that no later stage could stream."""
+"""Query, key, value and MLP. The modulation layers of a whole network share an input too, as do the keys and values
+that all its blocks make of a text; joined, they would be one weight of a gigabyte that no later stage could stream."""
 
 
 class MergeLinearPass(ir.passes.InPlacePass):
@@ -28,10 +28,22 @@ class MergeLinearPass(ir.passes.InPlacePass):
                 groups[node.inputs[0]].append(pair)
         merged = False
         for shared, pairs in groups.items():
-            if 1 < len(pairs) <= MOST:
-                _merge(model.graph, shared, pairs)
-                merged = True
+            for alike in [pairs] if len(pairs) <= MOST else _by_parent(pairs):
+                if 1 < len(alike) <= MOST:
+                    _merge(model.graph, shared, alike)
+                    merged = True
         return ir.passes.PassResult(model, merged)
+
+
+def _by_parent(pairs: list[tuple[ir.Node, ir.Node]]) -> list[list[tuple[ir.Node, ir.Node]]]:
+    """The pairs by the module that their linear layers are parts of, as the names of weights tell it."""
+    groups: dict[str, list[tuple[ir.Node, ir.Node]]] = defaultdict(list)
+    for matmul, add in pairs:
+        weight = matmul.inputs[1]
+        assert weight is not None and weight.name is not None
+        layer = weight.name.rpartition(".weight")[0]
+        groups[layer.rpartition(".")[0]].append((matmul, add))
+    return list(groups.values())
 
 
 def _weight(value: ir.Value | None) -> ir.TensorProtocol | None:
