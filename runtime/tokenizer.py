@@ -44,7 +44,10 @@ class EncodedPrompt:
 
 
 class PromptTokenizer:
-    """A `tokenizer.json` of a bundle; it pads and truncates by itself."""
+    """A `tokenizer.json` of a bundle; it pads and truncates by itself.
+
+    Open one for the phase that reads text: a vocabulary of 250 000 pieces takes 450 MB.
+    """
 
     def __init__(self, path: Path) -> None:
         try:
