@@ -128,14 +128,14 @@ class Body:
             masked(rows.below, op.Less(self._index, self._last())),
         )
 
-    def activated(self, rows: Rows, parameters: Sequence[ir.Value], epsilon: float) -> Rows:
-        """Every part normalized by scale, bias, mean and variance of its channels, and then SiLU of it."""
+    def normalized(self, rows: Rows, parameters: Sequence[ir.Value], epsilon: float, activated: bool) -> Rows:
+        """Every part normalized by scale, bias, mean and variance of its channels, and then perhaps SiLU of it."""
 
         def ready(part: ir.Value | None) -> ir.Value | None:
             if part is None:
                 return None
-            normed = self.op.BatchNormalization(part, *parameters, epsilon=epsilon)
-            return self.microsoft("QuickGelu", normed, alpha=1.0)
+            normed: ir.Value = self.op.BatchNormalization(part, *parameters, epsilon=epsilon)
+            return self.microsoft("QuickGelu", normed, alpha=1.0) if activated else normed
 
         here = ready(rows.here)
         assert here is not None

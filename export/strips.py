@@ -122,18 +122,20 @@ class StripGraph:
         name: str,
         *,
         norm: str = "",
+        activated: bool = True,
         skip: Layer | None = None,
         shortcut: str = "",
         resample: str = "",
         measured: bool = True,
         keep: bool = True,
     ) -> Layer:
-        """One 3x3 convolution with what stands before and after it.
+        """One 3x3 or 1x1 convolution with what stands before and after it.
 
         Args:
             x: its input.
             name: of its weights.
-            norm: name of a group normalization of x, followed by SiLU; without, x is taken as it is.
+            norm: name of a group normalization of x; without, x is taken as it is.
+            activated: whether SiLU follows the normalization.
             skip: added to the output.
             shortcut: name of a 1x1 convolution of what is added.
             resample: `up` doubles x by repeating pixels first, in effect (`PHASE_CHANNELS`); `down` takes every second
@@ -141,7 +143,7 @@ class StripGraph:
             measured: whether a normalization follows.
             keep: whether the layer is kept in memory; otherwise whoever reads it computes it again.
         """
-        compute = self._convolution(x, name, norm, resample)
+        compute = self._convolution(x, name, norm, resample, activated)
         body = self._body()
         y = compute(body, 0, 0).here
         if skip is not None:
@@ -161,19 +163,20 @@ class StripGraph:
             _describe(value, shape, body.name)
         return Layer.kept(values[0], channels, *values[1:]) if keep else Layer(channels, compute, None, *values)
 
-    def _convolution(self, x: Layer, name: str, norm: str, resample: str) -> Reader:
+    def _convolution(self, x: Layer, name: str, norm: str, resample: str, activated: bool = True) -> Reader:
         """Computes rows of the layer that a convolution of x is."""
         parameters: tuple[ir.Value, ...] = ()
         if norm:
             parameters = (self.weight(f"{norm}.weight"), self.weight(f"{norm}.bias"), *self._statistics(x, norm))
         kernel, bias = f"{name}.weight", self.weight(f"{name}.bias")
+        reach = self._shapes[kernel][-1] // 2
         in_phases = resample == "up" and max(self._shapes[kernel][0], x.channels) <= PHASE_CHANNELS
 
         def compute(body: Body, above: int, below: int) -> Rows:
             # Two rows of the doubled picture are one of x, and each convolution takes one more on either side.
-            before, after = (1 + (n + 1) // 2 if resample == "up" else n + 1 for n in (above, below))
+            before, after = (1 + (n + 1) // 2 if resample == "up" else n + reach for n in (above, below))
             rows = x.read(body, 0 if resample == "down" else before, after)
-            rows = body.zeroed(body.activated(rows, parameters, self._epsilon) if norm else rows)
+            rows = body.zeroed(body.normalized(rows, parameters, self._epsilon, activated) if norm else rows)
             joined = body.joined(rows)
             if resample == "down":
                 y = body.op.Conv(joined, self.weight(kernel), bias, strides=[2, 2], pads=[0, 0, 0, 1])
@@ -181,7 +184,7 @@ class StripGraph:
                 y = body.phases(joined, kernel, bias)
             else:
                 joined = body.doubled(joined) if resample == "up" else joined
-                y = body.op.Conv(joined, self.weight(kernel), bias, pads=[0, 1, 0, 1])
+                y = body.op.Conv(joined, self.weight(kernel), bias, pads=[0, reach, 0, reach])
             if resample == "up":
                 y = body.trimmed(y, 2 * (before - 1) - above, 2 * (after - 1) - below)
             return body.cut(y, above, below)
@@ -206,6 +209,38 @@ class StripGraph:
         return self.convolve(
             h, f"{name}.conv2", norm=f"{name}.norm2", skip=x, shortcut=shortcut if has_shortcut else ""
         )
+
+    def attend(self, x: Layer, name: str) -> Layer:
+        """A published attention block: one head, of every cell of x to every other, around a skip connection.
+
+        Keys and values are whole, queries two rows of cells at a time, or one where rows are odd, at any number of
+        strips: of a 1024x1024 picture whose cells are 8 pixels wide the scores would be a gigabyte.
+
+        Args:
+            x: its input.
+            name: of the block; its four matrices are 1x1 convolutions, `to_q` divided by the root of its width.
+        """
+        q, k, v = (
+            self.convolve(x, f"{name}.{part}", norm=f"{name}.group_norm", activated=False, measured=False).value
+            for part in ("to_q", "to_k", "to_v")
+        )
+        op, ints, channels = self.op, self.ints, self.ints(x.channels)
+        # (strips, channels, rows, width) to (chunks, cells, channels), (channels, cells) and (cells, channels).
+        height = op.Mul(self.strips, op.Shape(q, start=2, end=3))
+        chunks = op.Div(height, op.Sub(ints(2), op.Mod(height, ints(2))))
+        queries = op.Reshape(op.Transpose(q, perm=[0, 2, 3, 1]), op.Concat(chunks, ints(-1), channels, axis=0))
+        keys = op.Reshape(op.Transpose(k, perm=[1, 0, 2, 3]), ints(x.channels, -1))
+        values = op.Reshape(op.Transpose(v, perm=[0, 2, 3, 1]), ints(-1, x.channels))
+        self._stages += 1
+        body = GraphOps(f"stage{self._stages}_")
+        chunk = port(f"stage{self._stages}_queries", F32, ("queries", x.channels))
+        mixed = body.MatMul(body.Softmax(body.MatMul(chunk, keys), axis=-1), values)
+        mixed.type, mixed.shape = ir.TensorType(F32), ir.Shape(("queries", x.channels))
+        graph = ir.Graph([chunk], [mixed], nodes=body.nodes, name=f"stage{self._stages}")
+        y = op.Scan(queries, body=graph, num_scan_inputs=1)
+        strips = op.Concat(self.strips, ints(-1), op.Shape(q, start=3), channels, axis=0)
+        y = op.Transpose(op.Reshape(y, strips), perm=[0, 3, 1, 2])
+        return self.convolve(Layer.kept(y, x.channels), f"{name}.to_out.0", skip=x)
 
     def choose(self, make: Callable[[bool], Sequence[ir.Value]]) -> list[ir.Value]:
         """The results of `make(True)`, or those of `make(False)` where the port `recompute` is true.

@@ -12,7 +12,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from pochade.export.modules.vq import Downsample, ResnetBlock, Upsample, VQModel
+from pochade.export.modules.codec import Downsample, ResnetBlock, Upsample
+from pochade.export.modules.vq import VQModel
 from pochade.starter.codes import colour_scale
 
 COLOUR_CHANNELS = (0, 4, 8)

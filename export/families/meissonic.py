@@ -24,6 +24,7 @@ from torch.export import Dim
 from pochade.errors import InputRefusedError
 from pochade.export.checkpoint import Checkpoint, TensorFolder, empty, parse_config
 from pochade.export.clip_tokenizer import clip_tokenizer
+from pochade.export.codec_graphs import decoder_layer_bytes
 from pochade.export.component import ComponentPlan, WeightSource
 from pochade.export.modules.clip_text import ClipTextConfig, ClipTextEncoder
 from pochade.export.modules.masked_transformer import EPS, MICRO_CONDS, MaskedTransformer, TransformerConfig
@@ -31,7 +32,7 @@ from pochade.export.modules.ops import rms_norm
 from pochade.export.modules.vq import VqConfig, VQModel
 from pochade.export.sampler import build_sampler
 from pochade.export.trace import build
-from pochade.export.vq_graphs import build_vq_decoder, build_vq_encoder, decoder_layer_bytes
+from pochade.export.vq_graphs import build_vq_decoder, build_vq_encoder
 
 REVISION = 3
 """Of component and tensor names; pochade.runtime.families.meissonic agrees on it."""
