@@ -8,6 +8,7 @@ only `CHUNK` rows of them at a time.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import onnx_ir as ir
@@ -48,25 +49,83 @@ def build_sampler(dim: int, codebook_size: int, mask_token_id: int, head: Weight
         "temperature": port("temperature", f32, (1,)),
         "num_masked": port("num_masked", i64, (1,)),
     }
-    weight = port("mlm_layer.conv2.weight.T", f32, (dim, codebook_size))
-    weight.const_value = lazy(
-        str(weight.name), torch.Size((dim, codebook_size)), torch.float32, lambda: head().float().flatten(1).T
-    )
     op = GraphOps()
     flat = op.Reshape(inputs["tokens"], op.ints("flat", [0, -1]))
     unknown = op.Equal(flat, op.ints("mask_token_id", [mask_token_id]))
     everywhere = op.ints("everywhere", [-1])
     rows = op.Squeeze(op.NonZero(op.Reshape(unknown, everywhere)), op.ints("axis0", [0]))
-    drawn, log_p = _draw_loop(op, inputs, weight, rows, op.Reshape(flat, everywhere), dim, codebook_size)
+    wide = op.ints("feature_rows", [-1, dim])
+    features, negative = op.Reshape(inputs["features"], wide), op.Reshape(inputs["negative_features"], wide)
+
+    def mixed(body: GraphOps, here: ir.Value) -> ir.Value:
+        plain, guided = body.Gather(negative, here, axis=0), body.Gather(features, here, axis=0)
+        guidance: ir.Value = body.Add(plain, body.Mul(inputs["guidance_scale"], body.Sub(guided, plain)))
+        return guidance
+
+    weight = _head(head, dim, codebook_size)
+    drawn, log_p = _draw_loop(op, mixed, inputs["draw_noise"], weight, rows, op.Reshape(flat, everywhere))
     codes = op.Reshape(drawn, op.Shape(flat))
     following = _remask(op, inputs, unknown, codes, op.Reshape(log_p, op.Shape(flat)), mask_token_id)
     shape = op.Shape(inputs["tokens"])
     outputs = [op.Reshape(following, shape), op.Reshape(codes, shape)]
-    for value, name in zip(outputs, ("next_tokens", "codes"), strict=True):
-        value.name, value.shape, value.type = name, ir.Shape(grid), ir.TensorType(i64)
+    return _model(op, inputs, weight, dict(zip(("next_tokens", "codes"), outputs, strict=True)), grid)
+
+
+def build_one_step_sampler(dim: int, codebook_size: int, head: WeightSource) -> ir.Model:
+    """Graph that draws every cell from softmax(logits / temperature), once and for all.
+
+    Args:
+        dim: width of the features.
+        codebook_size: number of codes.
+        head: last linear layer, (codebook_size, dim).
+
+    The draw is that of `build_sampler`, in as many chunks.
+    """
+    f32 = ir.DataType.FLOAT
+    cells: tuple[str | int, ...] = ("batch", "cells")
+    inputs = {
+        "features": port("features", f32, (*cells, dim)),
+        "draw_noise": port("draw_noise", f32, cells),
+        "temperature": port("temperature", f32, (1,)),
+    }
+    op = GraphOps()
+    features = op.Reshape(inputs["features"], op.ints("feature_rows", [-1, dim]))
+    count = op.Squeeze(op.Shape(features, end=1))
+    rows = op.Range(op.ints("first", 0), count, op.ints("step", 1))
+
+    # The head is linear and has no bias, so the temperature may divide what it is given.
+    def cooled(body: GraphOps, here: ir.Value) -> ir.Value:
+        divided: ir.Value = body.Div(body.Gather(features, here, axis=0), inputs["temperature"])
+        return divided
+
+    weight = _head(head, dim, codebook_size)
+    drawn, _ = _draw_loop(op, cooled, inputs["draw_noise"], weight, rows, rows)
+    codes = op.Reshape(drawn, op.Shape(inputs["draw_noise"]))
+    return _model(op, inputs, weight, {"codes": codes}, cells)
+
+
+def _head(head: WeightSource, dim: int, codebook_size: int) -> ir.Value:
+    """The last linear layer as a product takes it, (dim, codebook_size)."""
+    weight = port("mlm_layer.conv2.weight.T", ir.DataType.FLOAT, (dim, codebook_size))
+    weight.const_value = lazy(
+        str(weight.name), torch.Size((dim, codebook_size)), torch.float32, lambda: head().float().flatten(1).T
+    )
+    return weight
+
+
+def _model(
+    op: GraphOps,
+    inputs: dict[str, ir.Value],
+    weight: ir.Value,
+    outputs: dict[str, ir.Value],
+    shape: tuple[str | int, ...],
+) -> ir.Model:
+    """The graph as a component; its outputs are whole numbers of one shape."""
+    for name, value in outputs.items():
+        value.name, value.shape, value.type = name, ir.Shape(shape), ir.TensorType(ir.DataType.INT64)
     graph = ir.Graph(
         list(inputs.values()),
-        outputs,
+        list(outputs.values()),
         nodes=op.nodes,
         initializers=[weight, *op.constants],
         opset_imports={"": OPSET},
@@ -77,22 +136,18 @@ def build_sampler(dim: int, codebook_size: int, mask_token_id: int, head: Weight
 
 def _draw_loop(
     op: GraphOps,
-    inputs: dict[str, ir.Value],
+    head_input: Callable[[GraphOps, ir.Value], ir.Value],
+    draw_noise: ir.Value,
     weight: ir.Value,
     rows: ir.Value,
     tokens: ir.Value,
-    dim: int,
-    codebook_size: int,
 ) -> tuple[ir.Value, ir.Value]:
     """Codes (cells of all samples) with a fresh draw in each of `rows`, and the log-probability of each draw.
 
-    Cells outside `rows` keep their token and get the log of the largest float, as the reference gives them.
+    `head_input` gives, inside the loop, what the head is multiplied with for some of the cells. Cells outside `rows`
+    keep their token and get the log of the largest float, as the reference gives them.
     """
-    wide = op.ints("feature_rows", [-1, dim])
-    everywhere = op.ints("all_cells", [-1])
-    features = op.Reshape(inputs["features"], wide)
-    negative = op.Reshape(inputs["negative_features"], wide)
-    noise = op.Reshape(inputs["draw_noise"], everywhere)
+    noise = op.Reshape(draw_noise, op.ints("all_cells", [-1]))
     count = op.Squeeze(op.Shape(rows))
     chunk = op.ints("chunk", CHUNK)
     trips = op.Div(op.Add(count, op.ints("chunk_less_one", CHUNK - 1)), chunk)
@@ -106,10 +161,8 @@ def _draw_loop(
     first = body.Mul(i, chunk)
     axis = op.ints("rows_axis", [0])
     here = body.Slice(rows, body.Unsqueeze(first, axis), body.Unsqueeze(body.Add(first, chunk), axis), axis)
-    plain, guided = body.Gather(negative, here, axis=0), body.Gather(features, here, axis=0)
-    mixed = body.Add(plain, body.Mul(inputs["guidance_scale"], body.Sub(guided, plain)))
-    p = body.Softmax(body.MatMul(mixed, weight), axis=-1)
-    code, p_code = _invert(op, body, p, body.Gather(noise, here, axis=0), codebook_size)
+    p = body.Softmax(body.MatMul(head_input(body, here), weight), axis=-1)
+    code, p_code = _invert(op, body, p, body.Gather(noise, here, axis=0), weight)
     log_code = body.Log(body.Max(p_code, op.floats("least_p", 1e-20)))
     outputs = [
         body.Identity(keep_going),
@@ -125,9 +178,11 @@ def _draw_loop(
 
 
 def _invert(
-    op: GraphOps, body: GraphOps, p: ir.Value, uniform: ir.Value, codebook_size: int
+    op: GraphOps, body: GraphOps, p: ir.Value, uniform: ir.Value, weight: ir.Value
 ) -> tuple[ir.Value, ir.Value]:
     """First code whose cumulative probability exceeds the uniform number, and its probability, both (rows)."""
+    assert weight.shape is not None
+    codebook_size = weight.shape.numpy()[1]
     width = _block_width(codebook_size)
     last = op.ints("last_axis", [1])
     one = op.ints("one_axis", 1)

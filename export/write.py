@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ def export_checkpoint(
     dtype: str = "fp32",
     recipe: str | None = None,
     text_encoder: Path | None = None,
+    transformer: Path | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Bundle:
@@ -45,6 +46,7 @@ def export_checkpoint(
             be float32 (condition, sampler, codec) computes in float32 from weights stored as float16.
         recipe: row of models.yaml; None finds the one that fits.
         text_encoder: folder of another text tower of the same shape.
+        transformer: folder of another transformer for the same text tower and codec.
         overwrite: replace an existing bundle.
         progress: called as weights are written.
 
@@ -56,7 +58,7 @@ def export_checkpoint(
     if dtype not in DTYPES:
         raise UsageError(f"dtype {dtype!r} is unknown; choose {' or '.join(DTYPES)}")
     row = choose(read_recipes(), checkpoint, recipe)
-    model = FAMILIES[row.family].open(checkpoint, text_encoder)
+    model = FAMILIES[row.family].open(checkpoint, text_encoder, transformer)
     with BundleWriter(target, overwrite=overwrite) as writer:
         components = {}
         for name, graph in model.graphs(DTYPES[dtype]):
@@ -77,7 +79,7 @@ def export_checkpoint(
             tokenizer="tokenizer.json",
             scheduler=model.scheduler_manifest(),
             defaults=dict(row.defaults),
-            source=_source(row, checkpoint, text_encoder),
+            source=_source(row, checkpoint, {"text_encoder": text_encoder, "transformer": transformer}),
             more_tokenizers=more_tokenizers,
         )
 
@@ -120,7 +122,7 @@ def _spec(value: ir.Value) -> TensorSpec:
     return TensorSpec(value.name, str(value.dtype.numpy()), shape)
 
 
-def _source(recipe: Recipe, checkpoint: Path, text_encoder: Path | None) -> dict[str, Any]:
+def _source(recipe: Recipe, checkpoint: Path, elsewhere: Mapping[str, Path | None]) -> dict[str, Any]:
     source: dict[str, Any] = {
         "recipe": recipe.name,
         "checkpoint": recipe.checkpoint,
@@ -129,4 +131,4 @@ def _source(recipe: Recipe, checkpoint: Path, text_encoder: Path | None) -> dict
         "prompts": list(recipe.prompts),
         "exporter": f"pochade {__version__}, torch {torch.__version__}",
     }
-    return source | ({"text_encoder": text_encoder.resolve().name} if text_encoder else {})
+    return source | {part: folder.resolve().name for part, folder in elsewhere.items() if folder}

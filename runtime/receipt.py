@@ -75,8 +75,9 @@ def _paint(
         if isinstance(micro, list) and len(micro) == 5:
             arguments["micro_conditioning_crop_coord"] = tuple(micro[2:4])
             arguments["micro_conditioning_aesthetic_score"] = micro[4]
-        if isinstance(settings.get("temperature"), list):
-            arguments["temperature"] = tuple(settings["temperature"])
+        temperature = settings.get("temperature")
+        if temperature is not None:
+            arguments["temperature"] = tuple(temperature) if isinstance(temperature, list) else temperature
         prompt = settings.get("prompt")
         if not isinstance(prompt, str):
             raise UsageError("they hold no prompt")

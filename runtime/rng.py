@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,20 @@ class Noise(Protocol):
 
     def keep(self, image: int, step: int, cells: int) -> NDArray[np.float32]:
         """(cells,): one number per cell, becomes the Gumbel noise on the confidence; not asked for on the last step."""
+
+
+@runtime_checkable
+class StartNoise(Noise, Protocol):
+    """Where a pipeline that starts from codes and noise takes them from, all float32."""
+
+    def codes(self, image: int, cells: int) -> NDArray[np.float32]:
+        """(cells,): one number in [0, 1) per cell, becomes the code it starts with."""
+
+    def order(self, image: int, cells: int) -> NDArray[np.float32]:
+        """(cells,): one number in [0, 1) per cell; the cells with the least start masked."""
+
+    def normal(self, image: int, cells: int, width: int) -> NDArray[np.float32]:
+        """(cells, width): standard normal, added to the embedded cells."""
 
 
 class PhiloxNoise:
@@ -41,10 +55,25 @@ class PhiloxNoise:
         """See `Noise.keep`."""
         return self._uniform(image, step, 1, cells)
 
+    def codes(self, image: int, cells: int) -> NDArray[np.float32]:
+        """See `StartNoise.codes`."""
+        return self._uniform(image, 0, 2, cells)
+
+    def order(self, image: int, cells: int) -> NDArray[np.float32]:
+        """See `StartNoise.order`."""
+        return self._uniform(image, 0, 3, cells)
+
+    def normal(self, image: int, cells: int, width: int) -> NDArray[np.float32]:
+        """See `StartNoise.normal`."""
+        return self._generator(image, 0, 4).standard_normal((cells, width), dtype=np.float32)
+
     def _uniform(self, image: int, step: int, purpose: int, cells: int) -> NDArray[np.float32]:
+        return self._generator(image, step, purpose).random(cells, dtype=np.float32)
+
+    def _generator(self, image: int, step: int, purpose: int) -> np.random.Generator:
         # The first counter word runs within a draw; the second and third tell draws apart.
         bits = np.random.Philox(key=(self.seed + image) & MAX_SEED, counter=[0, step, purpose, 0])
-        return np.random.Generator(bits).random(cells, dtype=np.float32)
+        return np.random.Generator(bits)
 
 
 def uniform_row(noise: NDArray[np.float32], cells: int) -> NDArray[np.float32]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from pochade.export.families.dimo import Dimo
 from pochade.export.families.meissonic import Meissonic
 
-FAMILIES = {"meissonic": Meissonic}
+FAMILIES = {"meissonic": Meissonic, "dimo": Dimo}
 """Opened checkpoint of each family that a recipe may name."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import onnx_ir as ir
 import torch
@@ -74,15 +74,21 @@ class DenoiseStep(MaskedTransformer):
 
         `step` (1) picks from the modulation of all steps, which therefore never has to move between steps.
         """
+        rows = modulation.index_select(0, step).squeeze(0)
+        return self.cells_to_features(F.embedding(tokens, self.cell_table), context, rows)
+
+    def cells_to_features(self, cells: Tensor, context: Tensor, rows: Tensor) -> Tensor:
+        """Features (batch, height * width, dim) float32 of cells (batch, height, width, dim), ready to be merged.
+
+        `rows` (batch, rows, dim) is the modulation of this step.
+        """
         patch, dtype = self.config.patch, self.cell_table.dtype
-        height, width = tokens.shape[1] // patch, tokens.shape[2] // patch
-        cells = F.embedding(tokens, self.cell_table)
+        height, width = cells.shape[1] // patch, cells.shape[2] // patch
         if patch == 2:
             cells = self.merge_cells(cells, self.down_kernel)
         x = self.project_to_hidden(self.project_to_hidden_norm(cells.flatten(1, 2)))
         rope = self.rope(context.shape[1], height, width)
-        rows = modulation.index_select(0, step).squeeze(0).to(dtype)
-        x = self.project_from_hidden_norm(self.blocks(x, context.to(dtype), rows, rope))
+        x = self.project_from_hidden_norm(self.blocks(x, context.to(dtype), rows.to(dtype), rope))
         if patch == 2:
             x = self.project_from_hidden(x).unflatten(1, (height, width))
             up: Any = self.up_block["upsample"]
@@ -92,6 +98,13 @@ class DenoiseStep(MaskedTransformer):
         return self.mlm_layer.layer_norm(x).float()
 
 
+def embedded_codes(source: TensorFolder) -> Tensor:
+    """Every row of the token embedding after its norm and its convolution, (vocab_size, dim) float32."""
+    gain = source["embed.layer_norm.weight"].float()
+    rows = rms_norm(source["embed.embeddings.weight"].float(), gain, EPS)
+    return F.linear(rows, source["embed.conv.weight"].float().flatten(1))
+
+
 def folded_weights(source: TensorFolder, config: TransformerConfig) -> dict[str, WeightSource]:
     """The weights that `DenoiseStep` has beyond the published ones, computed in float32 (spec section 15)."""
 
@@ -99,8 +112,7 @@ def folded_weights(source: TensorFolder, config: TransformerConfig) -> dict[str,
         return source[key].float()
 
     def cell_table() -> Tensor:
-        rows = rms_norm(get("embed.embeddings.weight"), get("embed.layer_norm.weight"), EPS)
-        rows = F.linear(rows, get("embed.conv.weight").flatten(1))
+        rows = embedded_codes(source)
         return rms_norm(rows, get("down_block.downsample.norm.weight"), EPS) if config.downsample else rows
 
     def down_kernel() -> Tensor:
@@ -139,28 +151,30 @@ class Meissonic:
     tokenizer_folder: Path
 
     @classmethod
-    def open(cls, path: Path, text_encoder: Path | None = None) -> Meissonic:
+    def open(cls, path: Path, text_encoder: Path | None = None, transformer: Path | None = None) -> Self:
         """Read the configs and compare every tensor's name and shape with what the modules expect.
 
         Args:
             path: checkpoint folder in the published layout.
             text_encoder: folder of another CLIP text tower of the same width, e.g. the original LAION one that
                 Meissonic's own scripts prefer.
+            transformer: folder of another transformer for the same codec and text tower, e.g. one trained on.
 
         Raises:
             InputRefusedError: every fault found in the first part that has any.
         """
-        checkpoint = Checkpoint.open(path, [p for p in PARTS if p != "text_encoder" or text_encoder is None])
+        elsewhere = {"text_encoder": text_encoder, "transformer": transformer}
+        checkpoint = Checkpoint.open(path, [part for part in PARTS if elsewhere.get(part) is None])
         text_folder = text_encoder or path / "text_encoder"
-        transformer = parse_config(TransformerConfig, path / "transformer" / "config.json")
+        transformer_folder = transformer or path / "transformer"
         text = parse_config(ClipTextConfig, text_folder / "config.json")
         codec = parse_config(VqConfig, path / "vqvae" / "config.json")
         self = cls(
-            transformer,
+            parse_config(TransformerConfig, transformer_folder / "config.json"),
             text,
             codec,
             checkpoint.json("scheduler/scheduler_config.json"),
-            TensorFolder(path / "transformer"),
+            TensorFolder(transformer_folder),
             TensorFolder(text_folder),
             TensorFolder(path / "vqvae"),
             path / "tokenizer",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from pochade.runtime.families.dimo import DimoPipeline
 from pochade.runtime.families.meissonic import MeissonicPipeline
 
-FAMILIES = {"meissonic": MeissonicPipeline}
+FAMILIES = {"meissonic": MeissonicPipeline, "dimo": DimoPipeline}
 """Pipeline class of each family that a bundle may name."""

@@ -87,7 +87,7 @@ class DenoiseLoop(Protocol):
 class MeissonicPipeline(Pipeline):
     """Masked-token text-to-image."""
 
-    revisions: ClassVar = REVISIONS
+    revisions: ClassVar[tuple[int, ...]] = REVISIONS
     components: ClassVar = ("text_encoder", "condition", "transformer", "sampler", "vq_decoder")
 
     def _read_bundle(self, bundle: Bundle) -> None:
@@ -348,6 +348,11 @@ class MeissonicPipeline(Pipeline):
         outputs = decoder.run({name: value for name, value in inputs.items() if name in known})
         return to_image(outputs["image"].numpy()[0])
 
+    @property
+    def _sampler_name(self) -> str:
+        """What settings call the way that tokens are decided."""
+        return f"masked {self._schedule}"
+
     def _settings(self, request: Request) -> dict[str, Any]:
         several = len(set(request.prompts)) > 1
         return {
@@ -362,7 +367,7 @@ class MeissonicPipeline(Pipeline):
             "temperature": list(request.temperature),
             "micro_conds": list(request.micro_conds),
             "seed": request.seed,
-            "sampler": f"masked {self._schedule}",
+            "sampler": self._sampler_name,
             "model": self.bundle.manifest.name,
             "bundle_sha256": self.bundle.digest,
             "device": self.device.name,

@@ -56,6 +56,7 @@ class MemoryModel:
         self._rows = int(outputs["modulation"][2])
         self._codes = components["sampler"].num_parameters // self._dim
         self._blocks = components["transformer"].precision not in ("fp32", "fp16", "int8")
+        self._noise = any(spec.name == "noise" for spec in components["transformer"].inputs)
         self._factor = factor
         self._recomputes = any(spec.name == "recompute" for spec in components["vq_decoder"].inputs)
 
@@ -96,7 +97,8 @@ class MemoryModel:
         # Block-wise products keep sums of their blocks, the sampler its head as it came and laid out anew.
         prepacked = 1.11 if self._blocks else 1.0
         weights = prepacked * self._weights("transformer") + 2 * self._weights("sampler")
-        cells = 10.5 * work.rows * work.columns * self._dim
+        # Noise that a family starts from is a tensor more.
+        cells = (11.5 if self._noise else 10.5) * work.rows * work.columns * self._dim
         logits = 4.5 * HEAD_CHUNK * self._codes
         return int(weights + (cells + logits) * FLOAT)
 

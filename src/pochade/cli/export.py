@@ -23,6 +23,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--dtype", choices=["fp32", "fp16"], default="fp32", help="precision of the graphs")
     parser.add_argument("--recipe", help="row of models.yaml (default: the one that fits)")
     parser.add_argument("--text-encoder", type=Path, metavar="FOLDER", help="take the text tower from another folder")
+    parser.add_argument("--transformer", type=Path, metavar="FOLDER", help="take the transformer from another folder")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
     add_scheme_options(parser)
     add_verbosity(parser)
@@ -47,6 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
                 dtype=arguments.dtype,
                 recipe=arguments.recipe,
                 text_encoder=arguments.text_encoder,
+                transformer=arguments.transformer,
                 overwrite=overwrite,
                 progress=lambda what, done, total: bar.update(f"exporting {what}", done, total),
             )
