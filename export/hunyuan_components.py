@@ -170,7 +170,8 @@ def _extra_in(config: HunyuanConfig, source: Tensors) -> dict[str, WeightSource]
 
     def bias() -> Tensor:
         style = source["time_extra_emb.style_embedder.weight"][STYLE].float()
-        return source[f"{key}.bias"].float() + source[f"{key}.weight"][:, told:].float() @ style
+        folded: Tensor = source[f"{key}.bias"].float() + source[f"{key}.weight"][:, told:].float() @ style
+        return folded
 
     return {"extra_in.weight": lambda: source[f"{key}.weight"][:, :told], "extra_in.bias": bias}
 
