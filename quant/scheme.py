@@ -154,14 +154,18 @@ SENSITIVE = (
     r"(?<![\w.])(project_from_hidden|up_block|mlm_layer|head_kernel)\b",
     r"(?<![\w.])(cond_embed|time_text_embed|context_embedder|text_projection)\b",
     r"\bnorm\w*\.linear\b",  # modulation
+    # What HunyuanDiT's long skips join has outliers from two sources; 75 M of its 1500 M weights.
+    r"\bskip_linear\b",
 )
-"""Linear layers of masked transformers and their text encoder that stay at 8 bits."""
+"""Linear layers of transformers and their text encoders that stay at 8 bits."""
 
 EXACT = (
     # The VQ encoder picks the nearest code, and a rounded code book has other neighbours. Four megabytes.
     r"^vq_\w+/code_(table|kernel)\b",
     # A third of a megabyte that is added to every token.
     r"(?<![\w.])text_model\.embeddings\.position_embedding\b",
+    # First and last layer of HunyuanDiT: 16 numbers per cell, 90 KB each.
+    r"^transformer/patch_(in|out)\b",
 )
 """Weights that are never rounded: small, and used for more than a product."""
 
@@ -169,6 +173,7 @@ EXACT = (
 SPIKY = (
     r"^text_encoder_2/",  # mT5
     r"^text_encoder/encoder\.layer\.",  # BERT
+    r"^condition/(text_embedder|time_extra_emb\.pooler)\b",  # what mT5 answers
 )
 """Linear layers that are given a few numbers far above all others: those of mT5 leave the range of float16, those of
 BERT are the subject of Bondarenko et al. 2021, arXiv 2109.12948.

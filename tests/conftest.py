@@ -39,3 +39,16 @@ def small_bundles(bundles: dict[str, Path], tmp_path_factory: pytest.TempPathFac
         manifest["defaults"] |= {"width": 64, "height": 64, "num_inference_steps": 4}
         path.write_text(json.dumps(manifest), "utf-8")
     return {path.name: path for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="session")
+def hunyuan_graphs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of condition.onnx and transformer.onnx of tiny HunyuanDiT networks, by version."""
+    from pochade.export.trace import build, save
+    from tests import hunyuan
+
+    folders = {version: tmp_path_factory.mktemp("hunyuan") for version in hunyuan.VERSIONS}
+    for version, folder in folders.items():
+        for name, plan in hunyuan.plans(hunyuan.transformer(version)).items():
+            save(build(plan), folder / f"{name}.onnx")
+    return folders

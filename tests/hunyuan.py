@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers.models.transformers.hunyuan_transformer_2d import HunyuanDiT2DModel
 from torch import Tensor
+
+from pochade.export.checkpoint import Tensors
+from pochade.export.component import ComponentPlan
+from pochade.export.hunyuan_components import condition_plan, transformer_plan
+from pochade.export.modules.hunyuan_dit import HunyuanConfig
+from pochade.runtime.hunyuan_grid import rotary_tables
 
 TEXT_LEN, TEXT_LEN_T5 = 77, 256
 
@@ -18,7 +26,7 @@ TRANSFORMER: dict[str, Any] = {
     "patch_size": 2,
     "num_layers": 6,
     "mlp_ratio": 4.3637,
-    "cross_attention_dim": 32,
+    "cross_attention_dim": 64,
     "cross_attention_dim_t5": 64,
     "pooled_projection_dim": 24,
     "sample_size": 128,
@@ -58,3 +66,67 @@ def text_inputs(batch: int = 2, seed: int = 1) -> dict[str, Tensor]:
 def meta_sizes(batch: int = 2) -> Tensor:
     """Sizes as the published pipeline tells them, (batch, 6)."""
     return torch.tensor([[1024.0, 1024.0, 1280.0, 768.0, 0.0, 0.0]]).repeat(batch, 1)
+
+
+class Stored(Tensors):
+    """Tensors in memory."""
+
+    where = Path("memory")
+
+    def __init__(self, state: dict[str, Tensor]) -> None:
+        self._state = state
+
+    def keys(self) -> Collection[str]:
+        return self._state.keys()
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        return tuple(self._state[key].shape)
+
+    def __getitem__(self, key: str) -> Tensor:
+        return self._state[key]
+
+
+def plans(reference: HunyuanDiT2DModel) -> dict[str, ComponentPlan]:
+    """Condition and transformer with the weights of a reference network."""
+    config, weights = HunyuanConfig.from_dict(dict(reference.config)), Stored(reference.state_dict())
+    return {p.name: p for p in (condition_plan(config, weights), transformer_plan(config, weights, torch.float32))}
+
+
+def filled(plan: ComponentPlan) -> Any:
+    """The plan's module with its weights."""
+    state = {name: source().to(plan.module.state_dict()[name].dtype) for name, source in plan.weights.items()}
+    plan.module.load_state_dict(state, strict=False)
+    return plan.module.requires_grad_(False)
+
+
+def tables(height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of a latent's cells, as in training."""
+    cos, sin = rotary_tables(height // 2, width // 2, TRANSFORMER["attention_head_dim"])
+    return torch.from_numpy(cos), torch.from_numpy(sin)
+
+
+def condition_inputs(version: str) -> dict[str, Tensor]:
+    """Of three steps."""
+    sizes = {"image_meta_size": meta_sizes()} if version == "v1.1" else {}
+    return text_inputs() | {"timesteps": torch.tensor([951.0, 751.0, 1.0])} | sizes
+
+
+def step_inputs(context: Tensor, modulation: Tensor, step: int, height: int, width: int) -> dict[str, Tensor]:
+    """Of one step on random latents."""
+    cos, sin = tables(height, width)
+    latent = torch.randn(len(context), 4, height, width, generator=torch.Generator().manual_seed(2))
+    inputs = {"latent": latent, "context": context, "modulation": modulation, "step": torch.tensor([step])}
+    return inputs | {"rope_cos": cos, "rope_sin": sin}
+
+
+def run(path: Path, inputs: dict[str, Tensor]) -> list[Tensor]:
+    """What a component answers in ONNX Runtime."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    # As in pochade.runtime.session: the kernel for signed weights saturates on x86 without VNNI.
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    outputs = session.run(None, {name: value.numpy() for name, value in inputs.items()})
+    return [torch.from_numpy(output) for output in outputs]
