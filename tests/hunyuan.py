@@ -48,7 +48,8 @@ def transformer(version: str, seed: int = 0) -> HunyuanDiT2DModel:
         for name, value in model.named_parameters():
             if value.ndim == 1:
                 value.copy_(float("norm" in name and name.endswith("weight")) + 0.1 * torch.randn(value.shape))
-    return model.eval().requires_grad_(False)
+    frozen: HunyuanDiT2DModel = model.eval().requires_grad_(False)
+    return frozen
 
 
 def text_inputs(batch: int = 2, seed: int = 1) -> dict[str, Tensor]:

@@ -118,7 +118,7 @@ class TencentNetwork:
         time = self.mlp(torch.cat((angles.cos(), angles.sin())), "t_embedder.mlp") + self.mlp(pooled, "extra_embedder")
         x = F.conv2d(latent, state["x_embedder.proj.weight"], state["x_embedder.proj.bias"], stride=2)
         rows, columns = x.shape[2:]
-        x, skips = x.flatten(2).transpose(1, 2), []
+        x, skips = x.flatten(2).transpose(1, 2), list[Tensor]()
         for i in range(self.layers):
             x = self.block(x, context, time, i, skips.pop() if i > self.layers // 2 else None)
             if i < self.layers // 2 - 1:

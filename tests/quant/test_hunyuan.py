@@ -20,7 +20,7 @@ from pochade.quant.scheme import DYNAMIC, FLOAT, SCHEMES, Scheme, Use, blocks
 from tests import hunyuan
 
 COMPONENTS = ("condition", "transformer")
-GRID = (8, 12)
+HEIGHT, WIDTH = 8, 12
 
 
 def exact_products(name: str) -> Scheme:
@@ -76,7 +76,7 @@ def test_int4_computes_what_its_weights_say(version: str, hunyuan_graphs: dict[s
     found = hunyuan.run(folder / "condition.onnx", told)
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
-    inputs = hunyuan.step_inputs(*expected, 1, *GRID)
+    inputs = hunyuan.step_inputs(*expected, step=1, height=HEIGHT, width=WIDTH)
     prediction = hunyuan.run(folder / "transformer.onnx", inputs)[0]
     torch.testing.assert_close(prediction, modules["transformer"](*inputs.values()), rtol=0, atol=1e-4)
 
@@ -90,7 +90,9 @@ def test_quantized_step_stays_close(scheme: str, least: float, hunyuan_graphs: d
     for source in (graphs, folder):
         condition = hunyuan.run(source / "condition.onnx", hunyuan.condition_inputs("v1.2"))
         results.append(
-            hunyuan.run(source / "transformer.onnx", hunyuan.step_inputs(condition[0], condition[1], 0, *GRID))[0]
+            hunyuan.run(source / "transformer.onnx", hunyuan.step_inputs(condition[0], condition[1], 0, HEIGHT, WIDTH))[
+                0
+            ]
         )
     exact, found = results
     assert 10 * torch.log10(exact.square().sum() / (exact - found).square().sum()) > least
