@@ -331,6 +331,14 @@ def test_info_tells_where_it_comes_from(int8: Path) -> None:
     assert source["folder"] == "meissonic-tiny" and source["transformer"] == "meissonic"
 
 
+def test_quick_bench_takes_the_one_step_there_is(int8: Path, tmp_path: Path) -> None:
+    file = tmp_path / "bench.json"
+    code, _, err = run("bench", int8, "--quick", "--rounds", "1", "--threads", "1", "--json", file, "-q")
+    assert code == 0, err
+    report = json.loads(file.read_text("utf-8"))
+    assert report["settings"]["num_inference_steps"] == 1 and report["bundles"][0]["median_seconds"]["step"] > 0
+
+
 def test_command_line_refuses_in_one_line(int8: Path, tmp_path: Path) -> None:
     code, out, err = run("generate", "a red fox", "-m", int8, "--steps", "8", "-o", tmp_path / "a.png")
     assert (code, out, len(err.splitlines())) == (2, "", 1) and "DiMO paints in 1 step" in err

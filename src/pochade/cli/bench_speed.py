@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pochade.benchmarks.speed import Report
 
 ROUNDS, QUICK_ROUNDS = 5, 2
+QUICK_STEPS = 2
 
 
 def register(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -45,7 +46,7 @@ def add_measuring_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: all cores of this process)")
     parser.add_argument("--rounds", type=int, help=f"after one with a cold file cache (default: {ROUNDS})")
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK_ROUNDS} rounds of 2 steps")
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_ROUNDS} rounds of {QUICK_STEPS} steps at most")
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep everything there, after every run")
     parser.add_argument("--resume", action="store_true", help="go on with what an interrupted run left in --json")
     parser.add_argument("--html", type=Path, metavar="FILE", help="also write a page with plots; needs pochade[bench]")
@@ -65,12 +66,14 @@ def prepare(arguments: argparse.Namespace) -> Report:
 
     paths = [resolve(name) for name in arguments.bundles]
     width, height = (None, None) if arguments.size is None else read_picture_size(arguments.size)
+    first = Bundle.open(paths[0])
+    quick_steps = min(QUICK_STEPS, int(first.manifest.defaults["num_inference_steps"])) if arguments.quick else None
     settings = default_settings(
-        Bundle.open(paths[0]),
+        first,
         prompt=arguments.prompt,
         width=width,
         height=height,
-        num_inference_steps=arguments.steps or (2 if arguments.quick else None),
+        num_inference_steps=arguments.steps or quick_steps,
         guidance_scale=arguments.guidance,
         seed=arguments.seed,
         device=arguments.device,
