@@ -180,7 +180,8 @@ def _patches(config: HunyuanConfig, source: Tensors) -> dict[str, WeightSource]:
     """First and last layer as products; of the last one, the rows that predict v and not its spread (spec 5.7)."""
 
     def kept(key: str) -> Tensor:
-        return source[key].unflatten(0, (config.patch_size**2, -1))[:, : config.in_channels].flatten(0, 1)
+        rows: Tensor = source[key].unflatten(0, (config.patch_size**2, -1))
+        return rows[:, : config.in_channels].flatten(0, 1)
 
     return {
         "patch_in.weight": lambda: source["pos_embed.proj.weight"].flatten(1),

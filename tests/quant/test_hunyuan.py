@@ -76,7 +76,7 @@ def test_int4_computes_what_its_weights_say(version: str, hunyuan_graphs: dict[s
     found = hunyuan.run(folder / "condition.onnx", told)
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
-    inputs = hunyuan.step_inputs(*expected, step=1, height=HEIGHT, width=WIDTH)
+    inputs = hunyuan.step_inputs(expected[0], expected[1], 1, HEIGHT, WIDTH)
     prediction = hunyuan.run(folder / "transformer.onnx", inputs)[0]
     torch.testing.assert_close(prediction, modules["transformer"](*inputs.values()), rtol=0, atol=1e-4)
 
