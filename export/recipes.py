@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,9 +31,14 @@ class Recipe:
     """What a call takes when it is told nothing: size, steps, guidance and the like."""
     prompts: Sequence[str]
     """What people ask of the model: for measuring, and for calibrating a quantization."""
+    folder: str = ""
+    """Regular expression found in the name of the checkpoint's folder, in any case of letters: for weights that look
+    like others, such as distilled ones."""
 
     def fits(self, checkpoint: Path) -> bool:
-        """Whether the checkpoint's files hold the values of `match`."""
+        """Whether the checkpoint's files hold the values of `match`, null standing for a missing one."""
+        if not re.search(self.folder, checkpoint.resolve().name, re.IGNORECASE):
+            return False
         for name, wanted in self.match.items():
             if not (checkpoint / name).is_file():
                 return False

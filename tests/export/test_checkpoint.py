@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -198,6 +199,15 @@ def test_recipe_is_found_by_the_config(folder: Path) -> None:
     assert choose(recipes, folder, None).name == "meissonic"
     with pytest.raises(UsageError, match="recipe 'other' is unknown"):
         choose(recipes, folder, "other")
+
+
+def test_folder_tells_what_weights_do_not(tmp_path: Path) -> None:
+    row = read_recipes()["monetico"]
+    plain, distilled = replace(row, match={}), replace(row, match={}, folder="distill", name="distilled")
+    rows = {"distilled": distilled, "plain": plain}
+    for name, expected in (("Some-Model-Distilled", distilled), ("Some-Model", plain)):
+        (tmp_path / name).mkdir()
+        assert choose(rows, tmp_path / name, None) is expected
 
 
 def test_recipes_and_families_agree() -> None:
