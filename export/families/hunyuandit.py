@@ -48,19 +48,22 @@ class HunyuanDiT:
     revision: ClassVar[int] = REVISION
 
     @classmethod
-    def open(cls, path: Path, text_encoder: Path | None = None) -> HunyuanDiT:
+    def open(cls, path: Path, text_encoder: Path | None = None, transformer: Path | None = None) -> HunyuanDiT:
         """Read the configs and compare every tensor's name and shape with what the modules expect.
 
         Args:
             path: checkpoint folder in a published layout.
             text_encoder: no other one can be taken.
+            transformer: no other one can be taken.
 
         Raises:
             InputRefusedError: every fault found in the first part that has any.
-            UsageError: another text encoder is asked for.
+            UsageError: another text encoder or transformer is asked for.
         """
         if text_encoder is not None:
-            raise UsageError("HunyuanDiT takes no other text encoder: its two were trained with it")
+            raise UsageError("HunyuanDiT takes no other text encoder: it was trained with its own two")
+        if transformer is not None:
+            raise UsageError("HunyuanDiT takes its transformer from the checkpoint; leave --transformer away")
         layout = Layout.open(path)
         codec = parse_config(VaeConfig, layout.vae / "config.json")
         bert, t5 = BertPart.open(layout.text_encoder, layout.config.text_len), T5Part.open(layout.text_encoder_2)

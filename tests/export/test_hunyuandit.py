@@ -114,6 +114,8 @@ def test_other_folders_are_refused(checkpoints: dict[str, Path], tmp_path: Path)
         HunyuanDiT.open(tmp_path)
     with pytest.raises(UsageError, match="no other text encoder"):
         HunyuanDiT.open(checkpoints["v1.2"], tmp_path)
+    with pytest.raises(UsageError, match="leave --transformer away"):
+        HunyuanDiT.open(checkpoints["v1.2"], transformer=tmp_path)
     folder = hunyuan_checkpoint.copy(checkpoints["v1.2 original"], tmp_path / "damaged")
     torch.save({"mlp_t5.0.weight": torch.zeros(2, 2)}, folder / "t2i" / "model" / "pytorch_model_ema.pt")
     with pytest.raises(InputRefusedError, match=r"no HunyuanDiT: tensor 'pos_embed.proj.weight' is missing"):
