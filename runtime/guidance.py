@@ -25,10 +25,13 @@ def guided(
     if not guidance_rescale:
         return mixed
     wanted, found = _deviation(conditional), _deviation(mixed)
-    return mixed * (guidance_rescale * (wanted / found) + (1 - guidance_rescale))
+    rescaled: NDArray[np.float32] = mixed * (guidance_rescale * (wanted / found) + (1 - guidance_rescale))
+    return rescaled
 
 
 def _deviation(values: NDArray[np.float32]) -> NDArray[np.float32]:
     """Standard deviation of each sample, unbiased, (batch, 1, ...)."""
     axes = tuple(range(1, values.ndim))
-    return np.std(values, axis=axes, dtype=np.float64, ddof=1, keepdims=True).astype(np.float32)
+    deviation = np.std(values, axis=axes, dtype=np.float64, ddof=1, keepdims=True)
+    result: NDArray[np.float32] = deviation.astype(np.float32)
+    return result
