@@ -71,11 +71,12 @@ class DenoiseStep(HunyuanDiT):
     ) -> Tensor:
         """Prediction of v for latents, both (batch, channels, height, width) float32.
 
-        `step` (1) picks from the modulation of all steps, which therefore never has to move between steps.
+        `step` (1) picks from the modulation of all steps, which therefore never has to move between steps. `controls`
+        is what a ControlNet adds to the skips, (skips, batch, rows, columns, dim), of cells by rows and columns.
         """
         dtype = self.patch_in.weight.dtype
         rows = modulation.index_select(0, step).squeeze(0).to(dtype)
-        added = controls.to(dtype) if controls is not None else None
+        added = controls.flatten(2, 3).to(dtype) if controls is not None else None
         x = self.patch_in(self.cut(latent).to(dtype))
         x = self.patch_out(self.hidden(x, context.to(dtype), rows, (rope_cos, rope_sin), added))
         return self.join(x, *latent.shape[-2:]).float()

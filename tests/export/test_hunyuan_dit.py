@@ -11,7 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from pochade.export.hunyuan_components import transformer_plan
 from pochade.export.modules.hunyuan_dit import HunyuanConfig, HunyuanDiT
+from pochade.export.trace import build, save
 from tests import hunyuan
 
 GRIDS = [(8, 8), (12, 20), (10, 6)]
@@ -39,7 +41,7 @@ def graphs(version: str, hunyuan_graphs: dict[str, Path]) -> Path:
     return hunyuan_graphs[version]
 
 
-def reference_step(reference: Any, latent: Tensor, timestep: float) -> Tensor:
+def reference_step(reference: Any, latent: Tensor, timestep: float, controls: list[Tensor] | None = None) -> Tensor:
     """All output channels of the reference with our tables."""
     text = hunyuan.text_inputs()
     rope = tuple(table.repeat_interleave(2, dim=-1) for table in hunyuan.tables(*latent.shape[-2:]))
@@ -53,6 +55,7 @@ def reference_step(reference: Any, latent: Tensor, timestep: float) -> Tensor:
         image_meta_size=hunyuan.meta_sizes(),
         style=torch.zeros(len(latent), dtype=torch.int64),
         image_rotary_emb=rope,
+        controlnet_block_samples=controls,
         return_dict=False,
     )[0]
     return output
@@ -82,6 +85,20 @@ def test_components_agree_with_the_reference(
         expected = reference_step(reference, inputs["latent"], float(told["timesteps"][step]))[:, :4]
         close(hunyuan.filled(plans["transformer"])(*inputs.values()), expected)
         close(hunyuan.run(graphs / "transformer.onnx", inputs)[0], expected)
+
+
+def test_controls_are_added_to_the_skips(reference: Any, version: str, tmp_path: Path) -> None:
+    config, weights = HunyuanConfig.from_dict(dict(reference.config)), hunyuan.Stored(reference.state_dict())
+    plan, told = transformer_plan(config, weights, torch.float32, controlled=True), hunyuan.condition_inputs(version)
+    context, modulation = hunyuan.filled(hunyuan.plans(reference)["condition"])(*told.values())
+    inputs = hunyuan.step_inputs(context, modulation, 1, 12, 20)
+    controls = torch.randn(config.num_skips, 2, 6, 10, config.dim, generator=torch.Generator().manual_seed(4))
+    added = list(controls.flatten(2, 3).unbind())
+    expected = reference_step(reference, inputs["latent"], float(told["timesteps"][1]), added)[:, :4]
+    close(hunyuan.filled(plan)(*inputs.values(), controls), expected)
+    if version == "v1.2":
+        save(build(plan), tmp_path / "transformer.onnx")
+        close(hunyuan.run(tmp_path / "transformer.onnx", inputs | {"controls": controls})[0], expected)
 
 
 def linear_weights(path: Path) -> tuple[list[str], Counter[str]]:
