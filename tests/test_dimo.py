@@ -29,6 +29,7 @@ from pochade.export.recipes import choose, read_recipes
 from pochade.export.sampler import CHUNK, build_one_step_sampler
 from pochade.export.trace import save
 from pochade.export.write import export_checkpoint
+from pochade.quant.fidelity import Recorder
 from pochade.runtime.families.dimo import DimoPipeline
 from pochade.runtime.families.meissonic_memory import MemoryModel, Workload
 from pochade.runtime.ort import ort
@@ -148,15 +149,14 @@ def test_features_are_those_of_pytorch(pipe: DimoPipeline, transformer_folder: P
     checkpoint = Dimo.open(MEISSONIC, transformer=transformer_folder)
     tokens, normal = start(noise, 0), noise.normal(0, cells, checkpoint.transformer.dim)
     logits, _ = eager(transformer_folder, "two cats", tokens, normal)
-    runs: dict[str, dict[str, NDArray[Any]]] = {}
-    pipe.observer = lambda name, inputs, outputs: runs.setdefault(
-        name, {key: value.copy() for key, value in {**inputs, **outputs}.items()}
-    )
+    recorder = Recorder()
+    pipe.observer = recorder
     pipe("two cats", seed=11, **SIZE)
-    assert (runs["transformer"]["tokens"] == tokens).all()
-    assert (runs["transformer"]["noise"].ravel() == normal.ravel()).all()
+    (call,) = (call for call in recorder.calls if call.component == "transformer")
+    assert (call.inputs["tokens"] == tokens).all()
+    assert (call.inputs["noise"].ravel() == normal.ravel()).all()
     head = checkpoint.transformer_weights["mlm_layer.conv2.weight"].flatten(1).numpy()
-    np.testing.assert_allclose(runs["transformer"]["features"][0] @ head.T, logits, rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(call.outputs["features"][0] @ head.T, logits, rtol=0, atol=TOLERANCE)
 
 
 def test_one_forward_and_one_decode(pipe: DimoPipeline) -> None:

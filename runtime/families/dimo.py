@@ -117,7 +117,7 @@ class _OneStep:
 
     def run(self, step: int, tokens: Any) -> tuple[Any, Any]:
         """See `DenoiseLoop.run`."""
-        cells, dim = tokens[0].size, self._context_width()
+        cells, dim = tokens[0].size, self._width()
         noise = self._noise.normal(self._image, cells, dim).reshape(*tokens.shape, dim)
         inputs = {"tokens": tokens, "noise": noise, "context": self._context, "modulation": self._modulation}
         features = self._transformer.run(inputs)["features"]
@@ -126,6 +126,6 @@ class _OneStep:
         codes = to_array(outputs["codes"]).reshape(tokens.shape)
         return codes, codes
 
-    def _context_width(self) -> int:
+    def _width(self) -> int:
         spec = next(spec for spec in self._transformer.component.inputs if spec.name == "noise")
         return int(spec.shape[-1])
