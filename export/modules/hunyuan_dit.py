@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name everyone gives it
 from torch import Tensor, nn
 
-from pochade.export.modules.masked_transformer import SINUSOID_DIM, sinusoid
-from pochade.export.modules.ops import attention, gelu_tanh, layer_norm, rotate
+from pochade.export.modules.masked_transformer import SINUSOID_DIM, FeedForward, sinusoid
+from pochade.export.modules.ops import attention, layer_norm, rotate
 
 EPS = 1e-6
 META_SIZES = 6
@@ -178,31 +178,6 @@ class Attention(nn.Module):
         if context is None:
             k = rotate(k, *rope, self.heads)
         return self.to_out[0](attention(q.to(v.dtype), k.to(v.dtype), v, self.heads))
-
-
-class GeluProj(nn.Module):
-    """Tanh GELU of a projection; a module of its own only because the published key is `net.0.proj`."""
-
-    def __init__(self, dim: int, hidden: int) -> None:
-        super().__init__()
-        self.proj = nn.Linear(dim, hidden)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., dim) -> (..., hidden)."""
-        return gelu_tanh(self.proj(x))
-
-
-class FeedForward(nn.Module):
-    """Two-layer MLP."""
-
-    def __init__(self, dim: int, hidden: int) -> None:
-        super().__init__()
-        # The published Sequential has a dropout at index 1.
-        self.net = nn.Sequential(GeluProj(dim, hidden), nn.Identity(), nn.Linear(hidden, dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., dim) -> (..., dim)."""
-        return self.net(x)
 
 
 class Block(nn.Module):

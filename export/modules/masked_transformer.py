@@ -135,12 +135,12 @@ class GeluProj(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two-layer MLP of a double block."""
+    """Two-layer MLP."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
         # The published Sequential has a dropout at index 1.
-        self.net = nn.Sequential(GeluProj(dim, 4 * dim), nn.Identity(), nn.Linear(4 * dim, dim))
+        self.net = nn.Sequential(GeluProj(dim, hidden), nn.Identity(), nn.Linear(hidden, dim))
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., dim) -> (..., dim)."""
@@ -201,7 +201,7 @@ class DoubleBlock(nn.Module):
         dim = config.dim
         self.norm1, self.norm1_context = Modulation(dim, 6), Modulation(dim, 6)
         self.attn = Attention(config, joint=True)
-        self.ff, self.ff_context = FeedForward(dim), FeedForward(dim)
+        self.ff, self.ff_context = FeedForward(dim, 4 * dim), FeedForward(dim, 4 * dim)
 
     def forward(
         self, x: Tensor, y: Tensor, rows: tuple[Tensor, ...], rope: tuple[Tensor, Tensor]
