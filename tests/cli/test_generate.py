@@ -391,7 +391,10 @@ def edit_manifest(folder: Path, **changes: Any) -> None:
         (scramble_tokenizer, "tokenizer.json"),
         (lambda folder: (folder / "bundle.json").write_bytes(b"\0"), "bundle.json"),
         (lambda folder: edit_manifest(folder, format_version=99), "99"),
-        (lambda folder: edit_manifest(folder, family="cubism"), "family 'cubism' is unknown here; known are meissonic"),
+        (
+            lambda folder: edit_manifest(folder, family="cubism"),
+            "family 'cubism' is unknown here; known are dimo, meissonic",
+        ),
         (lambda folder: edit_manifest(folder, family_revision=99), "revision 99 of family meissonic"),
     ],
     ids=["shortened", "missing", "added", "graph", "tokenizer", "manifest", "newer", "family", "revision"],
