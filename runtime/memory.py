@@ -7,6 +7,9 @@ import os
 import sys
 from pathlib import Path
 
+BARE_PROCESS = 80_000_000
+"""Bytes of Python with this runtime loaded, where the system does not tell."""
+
 
 def peak_memory() -> int | None:
     """Largest resident set of this process so far, in bytes; None where the system does not tell."""

@@ -10,25 +10,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pochade.bundle import Bundle
-from pochade.runtime.memory import resident_memory
+from pochade.runtime.codec_memory import ASIDE, CodecMemory
+from pochade.runtime.memory import BARE_PROCESS, resident_memory
 from pochade.runtime.pipeline import Tiling
 from pochade.runtime.plan import Way
-from pochade.runtime.strips import strip_count
 
 FLOAT = 4
 """Bytes."""
 
-ASIDE = 30_000_000
-"""Of what a session is beside its weights, small things, and holes in the heap."""
-
 HEAD_CHUNK = 512
 """Cells that the sampler computes logits of at a time; pochade.export.sampler has the same number."""
-
-DECODED, PICTURE = 12, 3
-"""Bytes per pixel of what the decoder gives, and of a finished picture."""
-
-BARE_PROCESS = 80_000_000
-"""Of Python with this runtime loaded, where the system does not tell."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +48,7 @@ class MemoryModel:
         self._codes = components["sampler"].num_parameters // self._dim
         self._blocks = components["transformer"].precision not in ("fp32", "fp16", "int8")
         self._noise = any(spec.name == "noise" for spec in components["transformer"].inputs)
-        self._factor = factor
-        self._recomputes = any(spec.name == "recompute" for spec in components["vq_decoder"].inputs)
+        self._codec = CodecMemory(components["vq_decoder"], factor)
 
     @classmethod
     def of(cls, bundle: Bundle, factor: int) -> MemoryModel | None:
@@ -84,9 +74,7 @@ class MemoryModel:
             # What the session computes, gives, and what is copied of it so that the session can go.
             "condition": [Way(base + self._weights("condition") + ASIDE + 3 * modulation)],
             "denoise": [Way(base + modulation + self._loop(work) + ASIDE)],
-            "decode": [
-                Way(base + self._codec(work, tiling, recompute), recompute) for recompute in self._recomputing(tiling)
-            ],
+            "decode": self._codec.ways(base, work.rows, work.columns, work.images, tiling),
         }
 
     def _weights(self, component: str) -> int:
@@ -101,23 +89,3 @@ class MemoryModel:
         cells = (11.5 if self._noise else 10.5) * work.rows * work.columns * self._dim
         logits = 4.5 * HEAD_CHUNK * self._codes
         return int(weights + (cells + logits) * FLOAT)
-
-    def _recomputing(self, tiling: Tiling) -> list[bool]:
-        """Whether layers of the codec may be computed again, in the order to be tried."""
-        if not self._recomputes or tiling == "off":
-            return [False]
-        return [True] if tiling == "on" else [False, True]
-
-    def _codec(self, work: Workload, tiling: Tiling, recompute: bool) -> int:
-        """The decoder, open and at work, and the picture."""
-        memory = self._memory["vq_decoder"]
-        pixels = work.rows * work.columns * self._factor**2
-        strip = pixels // (1 if tiling == "off" else strip_count(work.rows, work.columns, self._factor))
-        layers = memory["per_pixel_recomputed" if recompute else "per_pixel"] * pixels
-        return (
-            memory["weights"]
-            + layers
-            + 4 * strip * memory["per_pixel"]
-            + ASIDE
-            + (DECODED + PICTURE * work.images) * pixels
-        )
