@@ -8,9 +8,8 @@ from typing import get_args
 from pochade.bundle import Bundle
 from pochade.errors import BundleInvalidError, UsageError
 from pochade.runtime.families import FAMILIES
-from pochade.runtime.families.meissonic import MeissonicPipeline
 from pochade.runtime.locate import resolve
-from pochade.runtime.pipeline import Tiling
+from pochade.runtime.pipeline import Pipeline, Tiling
 from pochade.runtime.providers import choose
 from pochade.sizes import read_bytes
 
@@ -25,7 +24,7 @@ def load(
     threads: int | None = None,
     ram: int | str | None = None,
     tiling: Tiling = "auto",
-) -> MeissonicPipeline:
+) -> Pipeline:
     """Pipeline of a bundle; use it as a context manager, or `close` it.
 
     Args:

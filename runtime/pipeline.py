@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -129,7 +130,6 @@ class Pipeline(ABC):
         with self._open(name) as session:
             return [session.run_numpy(inputs) for inputs in calls]
 
-    @abstractmethod
     def __call__(
         self,
         prompt: str | Sequence[str],
@@ -137,7 +137,32 @@ class Pipeline(ABC):
         callback_on_step_end: Callable[[StepEvent], None] | None = None,
         **arguments: Any,
     ) -> Result:
-        """Run the whole pipeline; each family documents its arguments."""
+        """Paint; takes the arguments of `stream`.
+
+        Args:
+            prompt: what to paint, or several prompts for as many pictures.
+            callback_on_step_end: called after every denoise step; what it raises ends the call.
+            **arguments: see `stream` of the family.
+        """
+        for event in self.stream(prompt, **arguments):
+            if isinstance(event, Result):
+                return event
+            if callback_on_step_end:
+                callback_on_step_end(event)
+        raise AssertionError("stream ended without a result")
+
+    @abstractmethod
+    def stream(self, prompt: str | Sequence[str], *_: Any, **arguments: Any) -> Iterator[StepEvent | Result]:
+        """Yield a `StepEvent` after every denoise step and last the `Result`; each family documents its arguments."""
+
+    def read_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Arguments of `stream` that a picture's settings stand for, so that it can be painted again.
+
+        Raises:
+            UsageError: a picture that cannot be painted from its settings alone.
+        """
+        names = inspect.signature(self.stream).parameters.keys() - {"prompt"}
+        return {name: settings[name] for name in names if settings.get(name) is not None}
 
     def cancel(self) -> None:
         """Stop the call that is under way, from any thread: it raises `CancelledError` within a graph node."""

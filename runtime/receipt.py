@@ -13,17 +13,13 @@ from PIL import Image
 
 from pochade.bundle import Bundle
 from pochade.errors import BundleInvalidError, InputRefusedError, UsageError
-from pochade.runtime.image import METADATA_KEY
+from pochade.runtime.image import MAX_PIXELS, METADATA_KEY
 from pochade.runtime.loading import load
 from pochade.runtime.locate import resolve
 from pochade.runtime.pipeline import Result, StepEvent
 from pochade.strict_json import parse_object
 
 MAX_FILE_BYTES = 512 << 20
-MAX_PIXELS = 8192 * 8192
-"""What the largest picture has that a pipeline paints."""
-
-ARGUMENTS = ("negative_prompt", "width", "height", "num_inference_steps", "guidance_scale", "seed")
 
 
 @dataclass(frozen=True)
@@ -69,20 +65,12 @@ def repeat_picture(
 def _paint(
     folder: Path, settings: dict[str, Any], device: str, on_step: Callable[[StepEvent], None] | None, path: Path
 ) -> Result:
-    arguments = {key: settings[key] for key in ARGUMENTS if settings.get(key) is not None}
-    micro = settings.get("micro_conds")
     try:
-        if isinstance(micro, list) and len(micro) == 5:
-            arguments["micro_conditioning_crop_coord"] = tuple(micro[2:4])
-            arguments["micro_conditioning_aesthetic_score"] = micro[4]
-        temperature = settings.get("temperature")
-        if temperature is not None:
-            arguments["temperature"] = tuple(temperature) if isinstance(temperature, list) else temperature
         prompt = settings.get("prompt")
         if not isinstance(prompt, str):
             raise UsageError("they hold no prompt")
         with load(folder, device=device) as pipe:
-            return pipe(prompt, callback_on_step_end=on_step, **arguments)
+            return pipe(prompt, callback_on_step_end=on_step, **pipe.read_settings(settings))
     except (UsageError, TypeError) as error:
         raise InputRefusedError(str(path), [f"its settings cannot be used: {error}"]) from None
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Protocol
@@ -118,27 +118,6 @@ class MeissonicPipeline(Pipeline):
         """Keep what the family's steps need; a value that is missing or unusable may raise what it likes to raise."""
         self._schedule: MaskingSchedule = scheduler["masking_schedule"]
 
-    def __call__(
-        self,
-        prompt: str | Sequence[str],
-        *,
-        callback_on_step_end: Callable[[StepEvent], None] | None = None,
-        **arguments: Any,
-    ) -> Result:
-        """Paint; takes the arguments of `stream`.
-
-        Args:
-            prompt: what to paint, or several prompts for as many pictures.
-            callback_on_step_end: called after every denoise step; what it raises ends the call.
-            **arguments: see `stream`.
-        """
-        for event in self.stream(prompt, **arguments):
-            if isinstance(event, Result):
-                return event
-            if callback_on_step_end:
-                callback_on_step_end(event)
-        raise AssertionError("stream ended without a result")
-
     def stream(
         self,
         prompt: str | Sequence[str],
@@ -213,6 +192,17 @@ class MeissonicPipeline(Pipeline):
         )
         self.plan = self._planned(request)
         return self._paint(request, noise or PhiloxNoise(request.seed))
+
+    def read_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """See `Pipeline.read_settings`."""
+        arguments = super().read_settings(settings)
+        micro, temperature = settings.get("micro_conds"), settings.get("temperature")
+        if isinstance(micro, list) and len(micro) == 5:
+            arguments["micro_conditioning_crop_coord"] = tuple(micro[2:4])
+            arguments["micro_conditioning_aesthetic_score"] = micro[4]
+        if isinstance(temperature, list):
+            arguments["temperature"] = tuple(temperature)
+        return arguments
 
     def _read_steps(self, values: Mapping[str, Any]) -> tuple[float, float]:
         """Temperature of the first and of the last step, once everything that is said about steps can be meant."""

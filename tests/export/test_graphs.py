@@ -17,12 +17,12 @@ from pochade.export.families.meissonic import Meissonic
 from pochade.export.modules.clip_text import ClipTextEncoder
 from pochade.export.modules.masked_transformer import MaskedTransformer
 from pochade.export.modules.vq import VQModel
-from pochade.runtime.families.meissonic import MeissonicPipeline
+from pochade.runtime.pipeline import Pipeline
 from tests.golden import GOLDEN, TOLERANCE, arrays
 
 
 @pytest.fixture
-def pipe(bundles: dict[str, Path], model: str) -> Iterator[MeissonicPipeline]:
+def pipe(bundles: dict[str, Path], model: str) -> Iterator[Pipeline]:
     with pochade.load(bundles[model], device="cpu") as pipeline:
         yield pipeline
 
@@ -31,7 +31,7 @@ def close(found: NDArray[Any], expected: NDArray[Any], tolerance: float = TOLERA
     np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
 
 
-def logits(pipe: MeissonicPipeline, head: NDArray[Any], inputs: dict[str, NDArray[Any]]) -> NDArray[Any]:
+def logits(pipe: Pipeline, head: NDArray[Any], inputs: dict[str, NDArray[Any]]) -> NDArray[Any]:
     """Logits (batch, codes, height, width) by condition and transformer components and the head's matrix."""
     condition = pipe.run_component(
         "condition",
@@ -62,7 +62,7 @@ def head_of(model: str) -> NDArray[Any]:
 
 
 @pytest.mark.parametrize("case", ["fwd", "fwd_b"])
-def test_recorded_forward(pipe: MeissonicPipeline, model: str, case: str) -> None:
+def test_recorded_forward(pipe: Pipeline, model: str, case: str) -> None:
     recorded = arrays(model)
     names = ("tokens", "encoder_hidden_states", "pooled", "micro_conds", "timestep")
     inputs = {name: recorded[f"{case}.in.{name}"] for name in names}
@@ -70,7 +70,7 @@ def test_recorded_forward(pipe: MeissonicPipeline, model: str, case: str) -> Non
 
 
 @pytest.mark.parametrize("timestep", [0, 1, 63])
-def test_recorded_forward_at_other_steps(pipe: MeissonicPipeline, model: str, timestep: int) -> None:
+def test_recorded_forward_at_other_steps(pipe: Pipeline, model: str, timestep: int) -> None:
     recorded = arrays(model)
     names = ("tokens", "encoder_hidden_states", "pooled", "micro_conds")
     inputs = {name: recorded[f"fwd.in.{name}"] for name in names} | {"timestep": np.array([timestep])}
@@ -78,7 +78,7 @@ def test_recorded_forward_at_other_steps(pipe: MeissonicPipeline, model: str, ti
 
 
 @pytest.mark.parametrize(("batch", "height", "width"), [(1, 2, 2), (1, 2, 10), (3, 6, 4)])
-def test_any_batch_and_grid(pipe: MeissonicPipeline, model: str, batch: int, height: int, width: int) -> None:
+def test_any_batch_and_grid(pipe: Pipeline, model: str, batch: int, height: int, width: int) -> None:
     checkpoint = Meissonic.open(GOLDEN / model)
     module = MaskedTransformer(checkpoint.transformer)
     checkpoint.transformer_weights.load_into(module)
@@ -96,7 +96,7 @@ def test_any_batch_and_grid(pipe: MeissonicPipeline, model: str, batch: int, hei
     close(logits(pipe, head_of(model), inputs), expected)
 
 
-def test_text_encoder(pipe: MeissonicPipeline, model: str) -> None:
+def test_text_encoder(pipe: Pipeline, model: str) -> None:
     recorded = arrays(model)
     ids = recorded["text.input_ids"].astype(np.int64)
     outputs = pipe.run_component("text_encoder", {"input_ids": ids})
@@ -106,7 +106,7 @@ def test_text_encoder(pipe: MeissonicPipeline, model: str) -> None:
     close(pipe.run_component("text_encoder", {"input_ids": ids[:1]})["pooled"], recorded["text.text_embeds"][:1])
 
 
-def test_codec(pipe: MeissonicPipeline, model: str) -> None:
+def test_codec(pipe: Pipeline, model: str) -> None:
     recorded = arrays(model)
     tokens = recorded["vq.decode.tokens"].astype(np.int64)
     for i in range(len(tokens)):
@@ -121,7 +121,7 @@ def test_codec(pipe: MeissonicPipeline, model: str) -> None:
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(12, 5), (7, 3), (1, 4)])
-def test_strips_have_no_seams(pipe: MeissonicPipeline, model: str, rows: int, columns: int) -> None:
+def test_strips_have_no_seams(pipe: Pipeline, model: str, rows: int, columns: int) -> None:
     """Any number of strips gives the picture of the untiled network, and its codes, off-square and odd sizes too."""
     source = Meissonic.open(GOLDEN / model).codec_weights
     codec = VQModel(Meissonic.open(GOLDEN / model).codec).eval()

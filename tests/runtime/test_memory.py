@@ -14,6 +14,7 @@ import pytest
 import pochade
 from pochade.runtime.pipeline import Result
 from pochade.runtime.session import ComponentSession
+from pochade.runtime.tokenizer import PromptTokenizer
 
 
 @pytest.fixture
@@ -47,7 +48,8 @@ def test_arrays_of_a_single_component_hold_on_to_nothing(
     bundles: dict[str, Path], closed: dict[str, weakref.ref[Any]]
 ) -> None:
     with pochade.load(bundles["monetico-tiny"], device="cpu", threads=1) as pipe:
-        ids = pipe._tokenizer.encode("a fox").ids[None]
+        assert pipe.bundle.tokenizer_path is not None
+        ids = PromptTokenizer(pipe.bundle.tokenizer_path).encode("a fox").ids[None]
         states = pipe.run_component("text_encoder", {"input_ids": ids})["text_states"]
     gc.collect()
     assert states.size > 0 and closed["text_encoder"]() is None

@@ -27,6 +27,7 @@ SMALL: dict[str, Any] = {"width": 64, "height": 96, "num_inference_steps": 3}
 @pytest.fixture
 def pipe(bundles: dict[str, Path]) -> Iterator[MeissonicPipeline]:
     with pochade.load(bundles["monetico-tiny"], device="cpu", threads=1) as pipeline:
+        assert isinstance(pipeline, MeissonicPipeline)
         yield pipeline
 
 
