@@ -15,6 +15,7 @@ from PIL import Image
 
 from pochade.bundle import Bundle
 from pochade.runtime.families import FAMILIES
+from pochade.runtime.image import from_image
 from pochade.runtime.pipeline import Pipeline, Result
 from pochade.runtime.providers import choose
 from pochade.runtime.strips import strip_count
@@ -22,6 +23,9 @@ from pochade.runtime.strips import strip_count
 Array = NDArray[Any]
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, and how much of it is."""
+
+ENCODERS = {"vq_encoder", "vae_encoder"}
+"""Components that read pictures; painting from words does not run them."""
 
 CEILING_DB = 200.0
 """Stands for no difference at all: JSON has no infinity."""
@@ -152,18 +156,13 @@ def record(pipe: Pipeline, prompt: str, seed: int, **settings: Any) -> tuple[lis
     recorder = Recorder()
     pipe.observer = recorder
     result = pipe(prompt, seed=seed, **settings)
-    if "vq_encoder" in pipe.bundle.manifest.components:
-        image, factor = pixels(result.images[0]), int(pipe.bundle.manifest.scheduler["codec_factor"])
+    manifest = pipe.bundle.manifest
+    for encoder in ENCODERS & manifest.components.keys():
+        image, factor = from_image(result.images[0]), int(manifest.scheduler["codec_factor"])
         strips = strip_count(image.shape[2] // factor, image.shape[3] // factor, factor)
-        pipe.run_component("vq_encoder", {"image": image, "strips": np.array([strips])})
+        pipe.run_component(encoder, {"image": image, "strips": np.array([strips])})
     pipe.observer = None
     return recorder.calls, result
-
-
-def pixels(image: Image.Image) -> NDArray[np.float32]:
-    """The picture as a codec's encoder reads it, float32 (1, 3, height, width) in 0..1."""
-    channels_first: NDArray[np.float32] = np.asarray(image, np.float32).transpose(2, 0, 1)[None] / np.float32(255)
-    return channels_first
 
 
 def psnr(expected: Image.Image, found: Image.Image) -> float:

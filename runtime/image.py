@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
-from pochade.errors import OutputError
+from pochade.errors import InputRefusedError, OutputError
 
+MAX_PIXELS = 8192 * 8192
+"""What the largest picture has that a pipeline paints."""
 METADATA_KEY = "pochade"
 """iTXt keyword of the JSON chunk; the A1111-style text is under `parameters`."""
 
@@ -25,6 +27,30 @@ def to_image(pixels: NDArray[np.float32]) -> Image.Image:
     """RGB picture of (3, height, width) in [0, 1], clipped, rounded half to even as the released pipeline does."""
     rounded = np.rint(np.clip(pixels, 0.0, 1.0) * 255.0).astype(np.uint8)
     return Image.fromarray(rounded.transpose(1, 2, 0))
+
+
+def open_image(path: Path) -> Image.Image:
+    """A picture that somebody gives, as RGB, upright.
+
+    Raises:
+        InputRefusedError: no PNG, JPEG or WebP picture, a damaged one, or one of too many pixels.
+    """
+    if not path.is_file():
+        raise InputRefusedError(str(path), ["there is no such file; give the path of a picture"])
+    try:
+        # Formats named, so that a renamed file never reaches one of Pillow's rarer decoders.
+        with Image.open(path, formats=["PNG", "JPEG", "WEBP"]) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise InputRefusedError(str(path), [f"it has {image.width} x {image.height} pixels; make it smaller"])
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputRefusedError(str(path), [f"it is no intact PNG, JPEG or WebP picture ({error})"]) from None
+
+
+def from_image(image: Image.Image) -> NDArray[np.float32]:
+    """A picture as a codec's encoder reads it, float32 (1, 3, height, width) in 0..1."""
+    channels_first: NDArray[np.float32] = np.asarray(image.convert("RGB"), np.float32).transpose(2, 0, 1)[None]
+    return np.ascontiguousarray(channels_first / np.float32(255))
 
 
 def parameters_text(settings: Mapping[str, Any]) -> str:

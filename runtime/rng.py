@@ -65,15 +65,40 @@ class PhiloxNoise:
 
     def normal(self, image: int, cells: int, width: int) -> NDArray[np.float32]:
         """See `StartNoise.normal`."""
-        return self._generator(image, 0, 4).standard_normal((cells, width), dtype=np.float32)
+        return _generator(self.seed, image, 0, 4).standard_normal((cells, width), dtype=np.float32)
 
     def _uniform(self, image: int, step: int, purpose: int, cells: int) -> NDArray[np.float32]:
-        return self._generator(image, step, purpose).random(cells, dtype=np.float32)
+        return _generator(self.seed, image, step, purpose).random(cells, dtype=np.float32)
 
-    def _generator(self, image: int, step: int, purpose: int) -> np.random.Generator:
-        # The first counter word runs within a draw; the second and third tell draws apart.
-        bits = np.random.Philox(key=(self.seed + image) & MAX_SEED, counter=[0, step, purpose, 0])
-        return np.random.Generator(bits)
+
+class GaussianNoise(Protocol):
+    """Where a pipeline of continuous diffusion takes its noise from; all values float32, standard normal."""
+
+    def start(self, image: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        """What the first step begins with."""
+
+    def step(self, image: int, step: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        """What a step adds, for samplers that do."""
+
+
+class PhiloxGaussianNoise:
+    """As `PhiloxNoise`, normally distributed."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def start(self, image: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        """See `GaussianNoise.start`."""
+        return _generator(self.seed, image, 0, 5).standard_normal(shape, dtype=np.float32)
+
+    def step(self, image: int, step: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        """See `GaussianNoise.step`."""
+        return _generator(self.seed, image, step, 6).standard_normal(shape, dtype=np.float32)
+
+
+def _generator(seed: int, image: int, step: int, purpose: int) -> np.random.Generator:
+    # The first counter word runs within a draw; the second and third tell draws apart.
+    return np.random.Generator(np.random.Philox(key=(seed + image) & MAX_SEED, counter=[0, step, purpose, 0]))
 
 
 def uniform_row(noise: NDArray[np.float32], cells: int) -> NDArray[np.float32]:

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
-from pochade.runtime.families.dimo import DimoPipeline
-from pochade.runtime.families.meissonic import MeissonicPipeline
+from collections.abc import Mapping
 
-FAMILIES = {"meissonic": MeissonicPipeline, "dimo": DimoPipeline}
+from pochade.runtime.families.dimo import DimoPipeline
+from pochade.runtime.families.hunyuandit import HunyuanDiTPipeline
+from pochade.runtime.families.meissonic import MeissonicPipeline
+from pochade.runtime.pipeline import Pipeline
+
+FAMILIES: Mapping[str, type[Pipeline]] = {
+    "meissonic": MeissonicPipeline,
+    "dimo": DimoPipeline,
+    "hunyuandit": HunyuanDiTPipeline,
+}
 """Pipeline class of each family that a bundle may name."""

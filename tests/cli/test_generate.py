@@ -393,7 +393,7 @@ def edit_manifest(folder: Path, **changes: Any) -> None:
         (lambda folder: edit_manifest(folder, format_version=99), "99"),
         (
             lambda folder: edit_manifest(folder, family="cubism"),
-            "family 'cubism' is unknown here; known are dimo, meissonic",
+            "family 'cubism' is unknown here; known are dimo, hunyuandit, meissonic",
         ),
         (lambda folder: edit_manifest(folder, family_revision=99), "revision 99 of family meissonic"),
     ],

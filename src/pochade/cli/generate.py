@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import os
 import re
@@ -17,8 +18,9 @@ from pochade.errors import OutputError, UsageError
 from pochade.sizes import read_picture_size
 
 if TYPE_CHECKING:
-    from pochade.runtime.families.meissonic import MeissonicPipeline
-    from pochade.runtime.pipeline import Result
+    from PIL.Image import Image
+
+    from pochade.runtime.pipeline import Pipeline, Result
 
 MAX_STDIN = 1 << 20
 
@@ -39,6 +41,10 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--size", help="both at once, e.g. 1024x768")
     parser.add_argument("--steps", type=int, help="denoise steps")
     parser.add_argument("--guidance", "--cfg-scale", type=float, help="how strictly to follow the prompt; 1 is off")
+    parser.add_argument("--guidance-rescale", type=float, help="how much of guidance's contrast to take back, 0 to 1")
+    parser.add_argument("--sampler", help="ddpm, ddim or dpm-solver, for diffusion models (default: the bundle's)")
+    parser.add_argument("--image", type=Path, metavar="FILE", help="picture to begin with, for diffusion models")
+    parser.add_argument("--strength", type=float, help="share of the steps to take on --image (default: 0.8)")
     parser.add_argument("--temperature", help="noise in the choice of tokens, e.g. 2 or 2,0 (first and last step)")
     parser.add_argument("-s", "--seed", type=int, default=-1, help="of the first picture; -1 draws one (default)")
     parser.add_argument("-b", "--batch-count", type=int, default=1, help="pictures to paint (default: 1)")
@@ -69,6 +75,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     prompt = _prompt(arguments)
     width, height = _size(arguments)
+    if arguments.strength is not None and arguments.image is None:
+        raise UsageError("--strength says how far to leave --image; give that too")
     targets = _Targets(arguments.output, arguments.batch_count)
     limits = {"ram": arguments.ram, "tiling": arguments.tiling}
     with pochade.load(arguments.model, device=arguments.device, threads=arguments.threads, **limits) as pipe:
@@ -81,6 +89,10 @@ def run(arguments: argparse.Namespace) -> int:
             height=height,
             num_inference_steps=arguments.steps,
             guidance_scale=arguments.guidance,
+            guidance_rescale=arguments.guidance_rescale,
+            sampler=arguments.sampler,
+            image=_image(arguments.image),
+            strength=arguments.strength,
             temperature=_temperature(arguments.temperature),
             num_images_per_prompt=arguments.batch_count,
             seed=arguments.seed,
@@ -90,9 +102,13 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _paint(pipe: MeissonicPipeline, arguments: argparse.Namespace, **settings: Any) -> Result:
+def _paint(pipe: Pipeline, arguments: argparse.Namespace, **given: Any) -> Result:
     from pochade.runtime.pipeline import StepEvent
 
+    settings = {name: value for name, value in given.items() if value is not None}
+    for name in settings.keys() - inspect.signature(pipe.stream).parameters.keys():
+        family = pipe.bundle.manifest.family
+        raise UsageError(f"--{name.replace('_', '-')} means nothing to {arguments.model}, a model of {family}; drop it")
     with ProgressBar(quiet=bool(arguments.quiet)) as bar:
         events = pipe.stream(**settings)
         if arguments.verbose and pipe.plan is not None:
@@ -191,6 +207,14 @@ def _size(arguments: argparse.Namespace) -> tuple[int | None, int | None]:
     if arguments.width is not None or arguments.height is not None:
         raise UsageError("give --size or --width and --height, not both")
     return size
+
+
+def _image(path: Path | None) -> Image | None:
+    if path is None:
+        return None
+    from pochade.runtime.image import open_image
+
+    return open_image(path)
 
 
 def _temperature(text: str | None) -> tuple[float, float] | float | None:

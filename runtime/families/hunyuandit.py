@@ -1,0 +1,451 @@
+"""Text-to-image with HunyuanDiT: latents of continuous diffusion, less noisy on every step.
+
+The loop, as the published pipelines run it (Li et al. 2024, arXiv 2405.08748): two text encoders read the prompt, the
+transformer predicts the velocity of a latent picture for it and for the negative prompt, a sampler takes the step, and
+the codec decodes what is left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pochade import __version__
+from pochade.bundle import Bundle
+from pochade.errors import BundleInvalidError, UsageError
+from pochade.runtime.arguments import (
+    MAX_GUIDANCE,
+    MAX_IMAGES,
+    MAX_STEPS,
+    check_number,
+    check_side,
+    check_whole,
+    read_prompts,
+)
+from pochade.runtime.families.hunyuandit_memory import MemoryModel, Workload
+from pochade.runtime.guidance import guided
+from pochade.runtime.hunyuan_grid import nearest_size, rotary_tables
+from pochade.runtime.image import from_image, to_image
+from pochade.runtime.memory import peak_memory
+from pochade.runtime.pipeline import Pipeline, Result, StepEvent
+from pochade.runtime.plan import Plan, choose
+from pochade.runtime.rng import MAX_SEED, GaussianNoise, PhiloxGaussianNoise, random_seed
+from pochade.runtime.schedulers import SAMPLERS
+from pochade.runtime.schedulers.diffusion import DiffusionConfig, DiffusionScheduler
+from pochade.runtime.session import ComponentSession, to_array
+from pochade.runtime.strips import strip_count
+from pochade.runtime.tokenizer import EncodedPrompt, PromptTokenizer
+
+REVISIONS = (1,)
+"""Of component and tensor names; pochade.export.families.hunyuandit writes the last."""
+
+PREVIEW_SIDE = 256
+ORIGINAL_SIZE = (1024.0, 1024.0)
+"""Of the picture that versions up to 1.1 are told the result was cut from, as in the published pipeline."""
+ENCODERS = {"text_encoder": "", "text_encoder_2": "_2"}
+"""Text encoders, and what is put behind the names of their tensors."""
+
+Latent = NDArray[np.float32]
+"""(1, channels, height / factor, width / factor)"""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A call with every default filled in and every value checked."""
+
+    prompts: tuple[str, ...]
+    """One per image."""
+    negative_prompts: tuple[str, ...]
+    width: int
+    height: int
+    num_inference_steps: int
+    guidance_scale: float
+    guidance_rescale: float
+    sampler: str
+    seed: int
+    image: Image.Image | None
+    """To begin with, of any size."""
+    strength: float
+
+    @property
+    def guided(self) -> bool:
+        """Whether the negative prompt takes part."""
+        return self.guidance_scale > 1.0
+
+    @property
+    def texts(self) -> list[str]:
+        """Every distinct text."""
+        return list(dict.fromkeys(self.prompts + (self.negative_prompts if self.guided else ())))
+
+
+class HunyuanDiTPipeline(Pipeline):
+    """Text-to-image and image-to-image by latent diffusion, in Chinese and English."""
+
+    revisions: ClassVar = REVISIONS
+    components: ClassVar = (*ENCODERS, "condition", "transformer", "vae_decoder")
+
+    def _read_bundle(self, bundle: Bundle) -> None:
+        manifest = bundle.manifest
+        scheduler, defaults = manifest.scheduler, manifest.defaults
+        try:
+            self._factor = int(scheduler["codec_factor"])
+            self._multiple = self._factor * int(scheduler["patch"])
+            self._noise_config = DiffusionConfig.from_dict(scheduler)
+            latent, cosines = (self._input("transformer", name) for name in ("latent", "rope_cos"))
+            self._channels, self._head_dim = int(latent[1]), 2 * int(cosines[1])
+            names = ("width", "height", "num_inference_steps", "guidance_scale", "negative_prompt", "sampler")
+            self._defaults = {key: defaults[key] for key in names}
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise BundleInvalidError(str(bundle.path), [f"scheduler or defaults lack a usable {error}"]) from None
+        paths = {"text_encoder": bundle.tokenizer_path, **bundle.more_tokenizer_paths}
+        missing = [name for name in ENCODERS if paths.get(name) is None]
+        if missing:
+            raise BundleInvalidError(str(bundle.path), [f"no tokenizer of {name} is declared" for name in missing])
+        self._tokenizers = {name: path for name in ENCODERS if (path := paths[name]) is not None}
+        self._takes_sizes = any(spec.name == "image_meta_size" for spec in manifest.components["condition"].inputs)
+
+    def _input(self, component: str, name: str) -> Sequence[int | str]:
+        """Shape of an input."""
+        specs = self.bundle.manifest.components[component].inputs
+        return {spec.name: spec.shape for spec in specs}[name]
+
+    def stream(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        negative_prompt: str | Sequence[str] | None = None,
+        width: int | None = None,
+        height: int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        guidance_rescale: float = 0.0,
+        num_images_per_prompt: int = 1,
+        seed: int | None = None,
+        sampler: str | None = None,
+        image: Image.Image | None = None,
+        strength: float = 0.8,
+        noise: GaussianNoise | None = None,
+    ) -> Iterator[StepEvent | Result]:
+        """Yield a `StepEvent` after every denoise step and last the `Result`; closing the generator cancels.
+
+        Args:
+            prompt: what to paint, or several prompts for as many pictures.
+            negative_prompt: what to avoid, one for all prompts or one each; None takes the bundle's default. Without
+                effect when `guidance_scale` is at most 1.
+            width: pixels, a multiple of the model's grid; None takes the bundle's default, as everywhere below.
+            height: as `width`.
+            num_inference_steps: denoise steps.
+            guidance_scale: classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598); above 1 every step
+                runs the transformer twice.
+            guidance_rescale: share of the guided prediction that gets the deviation of the prompt's own (Lin et al.
+                2023, arXiv 2305.08891, section 3.4), in [0, 1].
+            num_images_per_prompt: pictures per prompt, the prompts repeated in turn.
+            seed: of the first picture, the next ones count up; None or -1 draws one.
+            sampler: a name of `pochade.runtime.schedulers.SAMPLERS`.
+            image: a picture to begin with, brought to width and height; needs a bundle with `vae_encoder`.
+            strength: share of the steps that are taken on `image`, above 0 and at most 1.
+            noise: supplies all noise in place of the seed, to repeat a recorded run.
+
+        Raises:
+            UsageError: a value that cannot be meant.
+            OutOfBudgetError: it does not fit the limit of memory.
+            CancelledError: `cancel` was called.
+        """
+        given = {
+            "width": width,
+            "height": height,
+            "num_inference_steps": num_inference_steps,
+            "guidance_scale": guidance_scale,
+            "negative_prompt": negative_prompt,
+            "sampler": sampler,
+        }
+        values = self._defaults | {key: value for key, value in given.items() if value is not None}
+        for side in ("width", "height"):
+            check_side(side, values[side], self._multiple)
+        check_whole("num_inference_steps", values["num_inference_steps"], 1, MAX_STEPS)
+        check_number("guidance_scale", values["guidance_scale"], 0.0, MAX_GUIDANCE)
+        check_number("guidance_rescale", guidance_rescale, 0.0, 1.0)
+        check_whole("num_images_per_prompt", num_images_per_prompt, 1, MAX_IMAGES)
+        if values["sampler"] not in SAMPLERS:
+            raise UsageError(f"sampler {values['sampler']!r} is unknown; there are {', '.join(SAMPLERS)}")
+        if seed is None or seed == -1:
+            seed = random_seed()
+        check_whole("seed", seed, 0, MAX_SEED)
+        check_number("strength", strength, 0.0, 1.0)
+        if image is not None:
+            self._check_image(values["num_inference_steps"], strength)
+        prompts, negatives = read_prompts(prompt, values["negative_prompt"])
+        request = Request(
+            # Published pipelines take the white space around a prompt away.
+            tuple(text.strip() for text in prompts) * num_images_per_prompt,
+            negatives * num_images_per_prompt,
+            values["width"],
+            values["height"],
+            values["num_inference_steps"],
+            float(values["guidance_scale"]),
+            float(guidance_rescale),
+            values["sampler"],
+            seed,
+            image,
+            float(strength),
+        )
+        self._scheduler(request)  # says what is wrong with the number of steps before anything is loaded
+        self.plan = self._planned(request)
+        return self._paint(request, noise or PhiloxGaussianNoise(request.seed))
+
+    def read_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """See `Pipeline.read_settings`."""
+        if settings.get("strength") is not None:
+            raise UsageError("it was begun with another picture, which it does not carry")
+        return super().read_settings(settings)
+
+    def _check_image(self, steps: int, strength: float) -> None:
+        """Whether painting can begin with a picture.
+
+        Raises:
+            UsageError: the bundle has no encoder, or no step would be taken.
+        """
+        if "vae_encoder" not in self.bundle.manifest.components:
+            raise UsageError("the bundle cannot begin with a picture: it has no vae_encoder; export it again")
+        if int(steps * strength) < 1:
+            raise UsageError(f"strength {strength:g} of {steps} steps is none; take {1 / steps:.3g} or more")
+
+    def _scheduler(self, request: Request) -> DiffusionScheduler:
+        return SAMPLERS[request.sampler].create(request.num_inference_steps, self._noise_config)
+
+    def _first_step(self, request: Request) -> int:
+        return self._scheduler(request).start(request.strength) if request.image is not None else 0
+
+    def _planned(self, request: Request) -> Plan | None:
+        """How to keep a call within the limit; None where there is none and the bundle does not tell enough."""
+        work = Workload(
+            *self._grid(request),
+            request.num_inference_steps,
+            len(request.texts),
+            len(request.prompts),
+            request.image is not None,
+        )
+        memory = MemoryModel.of(self.bundle, self._factor)
+        if memory is None:
+            if self.ram is None:
+                return None
+            raise BundleInvalidError(
+                str(self.bundle.path), ["a memory limit needs what it does not tell; export it again"]
+            )
+        return choose(memory.ways(work, self.tiling), self.ram)
+
+    def _grid(self, request: Request) -> tuple[int, int]:
+        """Rows and columns of latents."""
+        return request.height // self._factor, request.width // self._factor
+
+    def _paint(self, request: Request, noise: GaussianNoise) -> Iterator[StepEvent | Result]:
+        """The phases: picture, text, condition, denoise steps, decode; one of them in memory at a time."""
+        self._begin()
+        start = time.perf_counter()
+        initial = self._encode_image(request)
+        states, notes = self._encode(request)
+        # Passed on without a name here, so that decoding does not find it still in memory.
+        finished = yield from self._denoise(request, self._condition(request, states), initial, noise, start)
+        images = self._decode(finished)
+        self._timings["total"] = time.perf_counter() - start
+        yield Result(
+            images,
+            [request.seed + i for i in range(len(images))],
+            self._settings(request),
+            dict(self._timings),
+            peak_memory(),
+            dict(self._providers),
+            tuple(notes) + ((f"painted on the CPU: {self.device.note}",) if self.device.note else ()),
+            dict(self._components),
+        )
+
+    def _encode_image(self, request: Request) -> Latent | None:
+        """Latents of the picture to begin with."""
+        if request.image is None:
+            return None
+        rows, columns = self._grid(request)
+        pixels = from_image(
+            request.image.convert("RGB").resize((request.width, request.height), Image.Resampling.LANCZOS)
+        )
+        with self._phase("encode"), self._open("vae_encoder") as encoder:
+            strips = np.array([strip_count(rows, columns, self._factor)])
+            return to_array(encoder.run({"image": pixels, "strips": strips})["latent"]).copy()
+
+    def _encode(self, request: Request) -> tuple[dict[str, dict[str, Any]], list[str]]:
+        """States and masks of every distinct text, named as `condition` takes them, and what did not fit."""
+        notes: list[str] = []
+        states: dict[str, dict[str, Any]] = {text: {} for text in request.texts}
+        width, height = nearest_size(request.width, request.height)
+        if (width, height) != (request.width, request.height):
+            notes.append(f"the model was not trained on {request.width}x{request.height}; nearest is {width}x{height}")
+        for name, suffix in ENCODERS.items():
+            with self._phase("text"):
+                # A tokenizer of 250 000 pieces takes 450 MB; it is gone before the encoder is opened.
+                tokens = _tokens(self._tokenizers[name], request.texts)
+            with self._phase("text"), self._open(name) as encoder:
+                for text, encoded in tokens.items():
+                    if note := encoded.note(text, name):
+                        notes.append(note)
+                    outputs = encoder.run({"input_ids": encoded.ids[None], "attention_mask": encoded.mask[None]})
+                    states[text][f"text_states{suffix}"] = encoder.detached(outputs[f"text_states{suffix}"])
+                    states[text][f"text_mask{suffix}"] = encoded.mask[None]
+        return states, notes
+
+    def _condition(self, request: Request, states: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[Any, Any]]:
+        """Text tokens and modulation of all steps, for every distinct text."""
+        shared: dict[str, Any] = {"timesteps": self._scheduler(request).timesteps}
+        if self._takes_sizes:
+            sizes = (*ORIGINAL_SIZE, request.width, request.height, 0, 0)
+            shared["image_meta_size"] = np.array([sizes], np.float32)
+        condition = {}
+        with self._phase("condition"), self._open("condition") as session:
+            for text, inputs in states.items():
+                outputs = session.run({**inputs, **shared})
+                condition[text] = (session.detached(outputs["context"]), session.detached(outputs["modulation"]))
+        return condition
+
+    def _denoise(
+        self,
+        request: Request,
+        condition: Mapping[str, tuple[Any, Any]],
+        initial: Latent | None,
+        noise: GaussianNoise,
+        start: float,
+    ) -> Generator[StepEvent, None, list[Latent]]:
+        """Latents of every image; a method of its own, so that no value of its session outlives it."""
+        first, steps = self._first_step(request), request.num_inference_steps
+        total = len(request.prompts) * (steps - first)
+        finished: list[Latent] = []
+        with self._open("transformer") as transformer:
+            for image in range(len(request.prompts)):
+                loop = _DiffusionLoop(self, request, condition, noise, image, transformer)
+                latent = loop.start(first, initial)
+                for step in range(first, steps):
+                    with self._phase("denoise"):
+                        latent = loop.run(step, latent)
+                    done = image * (steps - first) + step - first + 1
+                    yield StepEvent(done, total, time.perf_counter() - start, image, partial(self._preview, latent))
+                    self._stop.check()
+                finished.append(latent)
+        return finished
+
+    def rope(self, request: Request) -> dict[str, NDArray[np.float32]]:
+        """Angles of every cell, as the transformer takes them."""
+        rows, columns = (math.prod((side, self._factor)) // self._multiple for side in self._grid(request))
+        cosines, sines = rotary_tables(rows, columns, self._head_dim)
+        return {"rope_cos": cosines, "rope_sin": sines}
+
+    def latent_shape(self, request: Request) -> tuple[int, ...]:
+        """Of one image."""
+        return (1, self._channels, *self._grid(request))
+
+    def _decode(self, latents: Sequence[Latent]) -> list[Image.Image]:
+        """Pictures of latents."""
+        with self._phase("decode"), self._open("vae_decoder") as decoder:
+            return [self._picture(decoder, latent) for latent in latents]
+
+    def _preview(self, latent: Latent) -> Image.Image:
+        """Small picture of a step's latents, noise included."""
+        # Not _open: a preview belongs neither to the run's providers nor to what an observer is told of it.
+        session = ComponentSession(self.bundle, "vae_decoder", self.device, self.threads, self._stop)
+        with contextlib.closing(session) as decoder:
+            image = self._picture(decoder, latent)
+        image.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
+        return image
+
+    def _picture(self, decoder: ComponentSession, latent: Latent) -> Image.Image:
+        rows, columns = latent.shape[2:]
+        count = strip_count(rows, columns, self._factor) if self.tiling != "off" else 1
+        recompute = np.array(self._way("decode").recompute)
+        outputs = decoder.run({"latent": latent, "strips": np.array([count]), "recompute": recompute})
+        return to_image(outputs["image"].numpy()[0])
+
+    def _settings(self, request: Request) -> dict[str, Any]:
+        several = len(set(request.prompts)) > 1
+        return {
+            "prompt": list(request.prompts) if several else request.prompts[0],
+            "negative_prompt": (list(request.negative_prompts) if several else request.negative_prompts[0])
+            if request.guided
+            else None,
+            "width": request.width,
+            "height": request.height,
+            "num_inference_steps": request.num_inference_steps,
+            "guidance_scale": request.guidance_scale,
+            "guidance_rescale": request.guidance_rescale,
+            "sampler": request.sampler,
+            "strength": request.strength if request.image is not None else None,
+            "seed": request.seed,
+            "model": self.bundle.manifest.name,
+            "bundle_sha256": self.bundle.digest,
+            "device": self.device.name,
+            "version": __version__,
+        }
+
+
+class _DiffusionLoop:
+    """The steps of one image: the transformer once or twice, then the sampler."""
+
+    def __init__(
+        self,
+        pipeline: HunyuanDiTPipeline,
+        request: Request,
+        condition: Mapping[str, tuple[Any, Any]],
+        noise: GaussianNoise,
+        image: int,
+        transformer: ComponentSession,
+    ) -> None:
+        self._request, self._noise, self._image = request, noise, image
+        self._transformer = transformer
+        self._rope, self._shape = pipeline.rope(request), pipeline.latent_shape(request)
+        self._scheduler = pipeline._scheduler(request)
+        self._positive = condition[request.prompts[image]]
+        self._negative = condition[request.negative_prompts[image]] if request.guided else None
+
+    def start(self, first: int, initial: Latent | None) -> Latent:
+        """Latents before the first step to be taken: noise, or a picture's with noise."""
+        noise = _checked(self._noise.start(self._image, self._shape), self._shape)
+        return noise if initial is None else self._scheduler.add_noise(first, initial, noise)
+
+    def run(self, step: int, latent: Latent) -> Latent:
+        """Latents after a step."""
+        velocity = self._velocity(step, latent, self._positive)
+        if self._negative is not None:
+            away = self._velocity(step, latent, self._negative)
+            velocity = guided(velocity, away, self._request.guidance_scale, self._request.guidance_rescale)
+        noise = None
+        if self._scheduler.needs_noise:
+            noise = _checked(self._noise.step(self._image, step, self._shape), self._shape)
+        return np.asarray(self._scheduler.step(step, velocity, latent, noise), np.float32)
+
+    def _velocity(self, step: int, latent: Latent, condition: tuple[Any, Any]) -> Latent:
+        # Two passes of batch 1 need half the activations of one of batch 2 (docs/families.md).
+        context, modulation = condition
+        inputs = {"latent": latent, "context": context, "modulation": modulation, "step": np.array([step])}
+        return to_array(self._transformer.run(inputs | self._rope)["noise_pred"])
+
+
+def _tokens(path: Path, texts: Sequence[str]) -> dict[str, EncodedPrompt]:
+    tokenizer = PromptTokenizer(path)
+    return {text: tokenizer.encode(text) for text in texts}
+
+
+def _checked(noise: NDArray[np.float32], shape: tuple[int, ...]) -> Latent:
+    """Noise, once it is what a `GaussianNoise` promises.
+
+    Raises:
+        UsageError: another shape, or numbers that are not finite.
+    """
+    values = np.asarray(noise, np.float32)
+    if values.shape != shape or not np.isfinite(values).all():
+        raise UsageError(f"noise must be finite numbers of shape {shape}, not {values.shape}")
+    return values

@@ -1,0 +1,92 @@
+"""How much memory HunyuanDiT takes on a CPU while it paints, phase by phase (see `meissonic_memory`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pochade.bundle import Bundle
+from pochade.runtime.codec_memory import ASIDE, CodecMemory
+from pochade.runtime.memory import BARE_PROCESS, resident_memory
+from pochade.runtime.pipeline import Tiling
+from pochade.runtime.plan import Way
+
+FLOAT = 4
+"""Bytes."""
+
+WORK = 14
+"""Layers of one cell's width that a block computes at a time: queries, keys, values, and twice the hidden layer."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a call asks for, as far as memory goes."""
+
+    rows: int
+    """Of latents in a picture."""
+    columns: int
+    steps: int
+    texts: int
+    """Distinct prompts and negative prompts."""
+    images: int
+    encodes: bool
+    """Whether it begins with a picture."""
+
+
+class MemoryModel:
+    """Predicts the resident set of the whole process, in bytes."""
+
+    def __init__(self, bundle: Bundle, factor: int) -> None:
+        """Read what the bundle tells; see `of`."""
+        components = bundle.manifest.components
+        self._memory = {name: component.memory or {} for name, component in components.items()}
+        outputs = {spec.name: spec.shape for spec in components["condition"].outputs}
+        self._context = int(outputs["context"][1]) * int(outputs["context"][2])
+        # The rows are a shift for every block, and shift and scale of the last layer.
+        self._rows, self._dim = (int(size) for size in outputs["modulation"][2:4])
+        self._skips = (self._rows - 2) // 2
+        self._patch = int(bundle.manifest.scheduler["patch"])
+        self._blocks = components["transformer"].precision not in ("fp32", "fp16", "int8")
+        self._codec = CodecMemory(components["vae_decoder"], factor)
+        self._encoder = CodecMemory(components["vae_encoder"], factor) if "vae_encoder" in components else None
+
+    @classmethod
+    def of(cls, bundle: Bundle, factor: int) -> MemoryModel | None:
+        """The model of a bundle; None for one that does not tell what its components take.
+
+        Args:
+            bundle: to be painted with.
+            factor: pixels per side of a latent.
+        """
+        try:
+            model = cls(bundle, factor)
+            model.ways(Workload(1, 1, 1, 1, 1, False), "auto")
+        except (KeyError, IndexError, TypeError, ValueError, ZeroDivisionError):
+            return None
+        return model
+
+    def ways(self, work: Workload, tiling: Tiling) -> dict[str, list[Way]]:
+        """Ways to run each phase, the fastest first."""
+        base = resident_memory() or BARE_PROCESS
+        modulation = work.steps * work.texts * self._rows * self._dim * FLOAT
+        kept = modulation + work.texts * self._context * FLOAT
+        encoders = max(self._weights("text_encoder"), self._weights("text_encoder_2"))
+        first = {}
+        if work.encodes and self._encoder is not None:
+            first["encode"] = self._encoder.ways(base, work.rows, work.columns, 1, tiling)
+        return first | {
+            "text": [Way(base + encoders + ASIDE)],
+            # What the session computes, gives, and what is copied of it so that the session can go.
+            "condition": [Way(base + self._weights("condition") + ASIDE + 3 * kept)],
+            "denoise": [Way(base + kept + self._loop(work) + ASIDE)],
+            "decode": self._codec.ways(base, work.rows, work.columns, work.images, tiling),
+        }
+
+    def _weights(self, component: str) -> int:
+        return self._memory[component]["weights"]
+
+    def _loop(self, work: Workload) -> int:
+        """The transformer, open and at work."""
+        # Block-wise products keep sums of their blocks.
+        prepacked = 1.11 if self._blocks else 1.0
+        cells = work.rows * work.columns // self._patch**2
+        return int(prepacked * self._weights("transformer") + (self._skips + WORK) * cells * self._dim * FLOAT)
