@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -28,3 +28,9 @@ class ComponentPlan:
     outputs: tuple[str, ...]
     weights: Mapping[str, WeightSource]
     """Source of every parameter that the traced graph uses, by parameter name."""
+    defaults: Mapping[str, Tensor] = field(default_factory=dict)
+    """What an input is where a run leaves it out, by name of the input.
+
+    It may be smaller than the input, where the graph broadcasts it. Such axes need a `Dim` and a name of their own:
+    the graph would otherwise read the length of another input's axis here, and share buffers by it.
+    """

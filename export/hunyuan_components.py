@@ -22,6 +22,9 @@ from pochade.export.modules.masked_transformer import SINUSOID_DIM, sinusoid
 STYLE = 0
 """The only style that was ever trained."""
 
+CONTROL_AXES = ("control_batch", "control_cells", "control_dim")
+"""Of the transformer's input `controls`: those of its tokens, or 1 where there is no ControlNet."""
+
 
 class Condition(HunyuanDiT):
     """Everything that depends on the prompt and the time alone, always in float32."""
@@ -72,13 +75,12 @@ class DenoiseStep(HunyuanDiT):
         """Prediction of v for latents, both (batch, channels, height, width) float32.
 
         `step` (1) picks from the modulation of all steps, which therefore never has to move between steps. `controls`
-        is what a ControlNet adds to the skips, (skips, batch, rows, columns, dim), of cells by rows and columns.
+        is what ControlNets add to the skips, (skips, batch, cells, dim) float32.
         """
         dtype = self.patch_in.weight.dtype
         rows = modulation.index_select(0, step).squeeze(0).to(dtype)
-        added = controls.flatten(2, 3).to(dtype) if controls is not None else None
         x = self.patch_in(self.cut(latent).to(dtype))
-        x = self.patch_out(self.hidden(x, context.to(dtype), rows, (rope_cos, rope_sin), added))
+        x = self.patch_out(self.hidden(x, context.to(dtype), rows, (rope_cos, rope_sin), controls))
         return self.join(x, *latent.shape[-2:]).float()
 
 
@@ -114,10 +116,8 @@ def condition_plan(config: HunyuanConfig, weights: Tensors) -> ComponentPlan:
     )
 
 
-def transformer_plan(
-    config: HunyuanConfig, weights: Tensors, dtype: torch.dtype, controlled: bool = False
-) -> ComponentPlan:
-    """Component `transformer`, computing in `dtype`; with the input `controls` of ControlNets if `controlled`."""
+def transformer_plan(config: HunyuanConfig, weights: Tensors, dtype: torch.dtype) -> ComponentPlan:
+    """Component `transformer`, computing in `dtype`; its input `controls` is zero where a run leaves it out."""
     module = empty(DenoiseStep, config, dtype)
     batch, height, width = Dim("batch", max=1024), Dim("grid_height", max=512), Dim("grid_width", max=512)
     steps, cells, patch = Dim("steps", max=4096), Dim("cells", max=1 << 18), config.patch_size
@@ -130,6 +130,7 @@ def transformer_plan(
         "step": torch.zeros(1, dtype=torch.int64),
         "rope_cos": torch.zeros(rows * columns, config.attention_head_dim // 2),
         "rope_sin": torch.zeros(rows * columns, config.attention_head_dim // 2),
+        "controls": torch.zeros(config.num_skips, 2, rows * columns, config.dim),
     }
     dynamic: dict[str, dict[int, Any]] = {
         "latent": {0: batch, 2: patch * height, 3: patch * width},
@@ -137,6 +138,7 @@ def transformer_plan(
         "modulation": {0: steps, 1: batch},
         "rope_cos": {0: cells},
         "rope_sin": {0: cells},
+        "controls": {i + 1: Dim(name, max=1 << 18) for i, name in enumerate(CONTROL_AXES)},
     }
     axes: dict[str, tuple[str | int, ...]] = {
         "latent": ("batch", config.in_channels, "height", "width"),
@@ -145,12 +147,9 @@ def transformer_plan(
         "step": (1,),
         "rope_cos": ("cells", config.attention_head_dim // 2),
         "rope_sin": ("cells", config.attention_head_dim // 2),
+        "controls": (config.num_skips, *CONTROL_AXES),
         "noise_pred": ("batch", config.in_channels, "height", "width"),
     }
-    if controlled:
-        inputs["controls"] = torch.zeros(config.num_skips, 2, rows, columns, config.dim)
-        dynamic["controls"] = {1: batch, 2: height, 3: width}
-        axes["controls"] = (config.num_skips, "batch", "rows", "columns", config.dim)
     return ComponentPlan(
         name="transformer",
         module=module,
@@ -159,6 +158,7 @@ def transformer_plan(
         axes=axes,
         outputs=("noise_pred",),
         weights=_stored(module, weights) | _patches(config, weights),
+        defaults={"controls": torch.zeros(config.num_skips, 1, 1, 1)},
     )
 
 

@@ -145,6 +145,13 @@ def to_ir(tensor: Tensor, name: str) -> ir.Tensor[Any]:
     return ir.Tensor(tensor.contiguous().numpy(), name=name)
 
 
+def _set_default(graph: ir.Graph, value: ir.Value, default: Tensor) -> None:
+    """Let an input be an initializer too, which is what it is where a run leaves it out (ONNX IR, "Graphs")."""
+    assert value.name is not None
+    value.const_value = to_ir(default, value.name)
+    graph.register_initializer(value)
+
+
 def _finish(model: ir.Model, plan: ComponentPlan) -> None:
     """Name the axes, drop what the exporter noted about its own source, pin the versions."""
     graph = model.graph
@@ -152,6 +159,8 @@ def _finish(model: ir.Model, plan: ComponentPlan) -> None:
     for value in (*graph.inputs, *graph.outputs):
         assert value.name is not None
         value.shape = ir.Shape(plan.axes[value.name])
+        if value.name in plan.defaults:
+            _set_default(graph, value, plan.defaults[value.name])
     for node in graph.all_nodes():
         node.metadata_props.clear()
         node.doc_string = None

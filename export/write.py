@@ -119,7 +119,7 @@ def write_component(
 def _spec(value: ir.Value) -> TensorSpec:
     assert value.name is not None and value.dtype is not None and value.shape is not None
     shape = tuple(dim if isinstance(dim, int) else str(dim.value) for dim in value.shape)
-    return TensorSpec(value.name, str(value.dtype.numpy()), shape)
+    return TensorSpec(value.name, str(value.dtype.numpy()), shape, optional=value.is_initializer())
 
 
 def _source(recipe: Recipe, checkpoint: Path, elsewhere: Mapping[str, Path | None]) -> dict[str, Any]:

@@ -100,7 +100,7 @@ class ComponentSession:
         self._times.opened.append(time.perf_counter() - start)
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """Outputs by name, as `OrtValue`s on the device.
+        """Outputs by name, as `OrtValue`s on the device; inputs that the bundle declares optional may be left out.
 
         Raises:
             CancelledError: a stop was requested before or during the run.
@@ -173,10 +173,13 @@ def check_inputs(component: Component, inputs: Mapping[str, Array]) -> dict[str,
         UsageError: they are not.
     """
     declared = {spec.name: spec for spec in component.inputs}
-    if declared.keys() != inputs.keys():
+    needed = {name for name, spec in declared.items() if not spec.optional}
+    if not needed <= inputs.keys() <= declared.keys():
         raise UsageError(f"{component.name} takes {', '.join(declared)}, not {', '.join(inputs) or 'nothing'}")
     checked = {}
     for name, spec in declared.items():
+        if name not in inputs:
+            continue
         array = np.asarray(inputs[name]).astype(spec.dtype, copy=False)
         fixed = [(a, d) for a, d in zip(array.shape, spec.shape, strict=False) if isinstance(d, int)]
         if array.ndim != len(spec.shape) or any(a != d for a, d in fixed):

@@ -29,6 +29,16 @@ def test_a_manifest_survives_the_round_trip() -> None:
     assert json.loads(manifest.to_json()) == toy_manifest()
 
 
+def test_an_input_that_may_be_left_out_comes_back() -> None:
+    values = toy_manifest()
+    values["components"]["decoder"]["inputs"].append(
+        {"name": "controls", "dtype": "float32", "shape": ["control_batch"], "optional": True}
+    )
+    manifest = Manifest.from_json(json.dumps(values), "toy")
+    assert [spec.optional for spec in manifest.components["decoder"].inputs] == [False, True]
+    assert json.loads(manifest.to_json()) == values
+
+
 def test_the_example_of_the_document_is_a_manifest() -> None:
     page = Path(__file__).parent.parent.joinpath("docs", "bundle-format.md").read_text(encoding="utf-8")
     example = page.split("```json\n", 1)[1].split("```", 1)[0]
@@ -134,6 +144,8 @@ def test_a_value_of_the_wrong_kind(key: str, value: object, reason: str) -> None
         ("inputs", [{"name": "x", "dtype": "float32", "shape": [1]}] * 2, "inputs has 'x' twice"),
         ("inputs", [{"name": "x", "dtype": "float128", "shape": [1]}], "inputs[0].dtype 'float128' is none of"),
         ("inputs", [{"name": "x", "dtype": "bool", "shape": [0]}], "inputs[0].shape[0] is neither"),
+        ("inputs", [{"name": "x", "dtype": "bool", "shape": [1], "optional": 1}], "inputs[0].optional must be true or"),
+        ("outputs", [{"name": "x", "dtype": "bool", "shape": [1], "optional": True}], "'x', which is optional: only"),
         ("inputs", [{"name": "x", "dtype": "bool", "shape": [True]}], "inputs[0].shape[0] is neither"),
         ("inputs", [{"name": "x", "dtype": "bool", "shape": [""]}], "inputs[0].shape[0] is neither"),
         ("external_data", [3], "external_data[0] must be text, not a whole number"),

@@ -15,7 +15,7 @@ import torch.nn.functional as F  # noqa: N812 - the name everyone gives it
 from torch import Tensor, nn
 
 from pochade.export.modules.masked_transformer import SINUSOID_DIM, FeedForward, sinusoid
-from pochade.export.modules.ops import attention, layer_norm, rotate
+from pochade.export.modules.ops import add_broadcast, attention, layer_norm, rotate
 
 EPS = 1e-6
 META_SIZES = 6
@@ -323,7 +323,7 @@ class HunyuanDiT(nn.Module):
             context: (batch, text tokens, cross_attention_dim).
             rows: one step of the modulation, (batch, num_layers + 2, dim).
             rope: tables of the grid of cells.
-            controls: what a ControlNet adds to the skips, (num_skips, batch, cells, dim).
+            controls: what a ControlNet adds to the skips, float32 (num_skips, batch, cells, dim).
         """
         row = tuple(rows[:, i : i + 1] for i in range(self.config.modulation_rows))
         skips: list[Tensor] = []
@@ -331,7 +331,7 @@ class HunyuanDiT(nn.Module):
         for i, block in enumerate(self.blocks):
             skip = skips.pop() if i > half else None
             if skip is not None and controls is not None:
-                skip = skip + controls[len(skips)]
+                skip = add_broadcast(skip, controls[len(skips)].to(skip.dtype))
             x = block(x, context, row[i], rope, skip)
             if i < self.config.num_skips:
                 skips.append(x)

@@ -44,6 +44,13 @@ def gelu_tanh(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
 
+def add_broadcast(x: Tensor, y: Tensor) -> Tensor:
+    """`x + y`, of one shape while a component is traced; the graph takes any y that broadcasts to x."""
+    if torch.compiler.is_exporting():
+        return torch.onnx.ops.symbolic("Add", [x, y], dtype=x.dtype, shape=x.shape)
+    return x + y
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
     """Rotary embedding of neighbouring channel pairs (Su et al. 2021, section 3.4.2), evaluated in float32.
 

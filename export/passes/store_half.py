@@ -21,7 +21,10 @@ class StoreHalfPass(ir.passes.InPlacePass):
         large = [
             value
             for value in graph.initializers.values()
-            if value.dtype == ir.DataType.FLOAT and value.const_value is not None and value.const_value.size >= LEAST
+            if not value.is_graph_input()
+            and value.dtype == ir.DataType.FLOAT
+            and value.const_value is not None
+            and value.const_value.size >= LEAST
         ]
         for value in large:
             _store_half(graph, value)

@@ -44,6 +44,8 @@ class TensorSpec:
     """One of `DTYPES`, spelt as NumPy does."""
     shape: tuple[int | str, ...]
     """Axes in order; text names an axis whose length is known only when it runs."""
+    optional: bool = False
+    """Whether an input may be left out; the graph holds what it is then."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,9 @@ class Manifest:
         values = dataclasses.asdict(self)
         for component in values["components"].values():
             del component["name"]
+            for spec in (*component["inputs"], *component["outputs"]):
+                if not spec["optional"]:
+                    del spec["optional"]
             if component["memory"] is None:
                 del component["memory"]
         if not self.more_tokenizers:
@@ -291,6 +296,9 @@ def _tensors(item: JsonObject, key: str) -> tuple[TensorSpec, ...]:
         item.fault(key, "is empty: what a component takes and gives must be declared")
     for name in _repeated(spec.name for spec in specs):
         item.fault(key, f"has {name!r} twice")
+    for spec in specs if key == "outputs" else ():
+        if spec.optional:
+            item.fault(key, f"has {spec.name!r}, which is optional: only inputs can be left out")
     return specs
 
 
@@ -302,7 +310,8 @@ def _tensor(item: JsonObject) -> TensorSpec:
     for index, axis in enumerate(axes):
         if not (type(axis) is int and axis > 0) and not (type(axis) is str and axis.strip() and axis.isprintable()):
             item.fault(f"shape[{index}]", "is neither a length above 0 nor the name of an axis")
-    return TensorSpec(name=item.text("name"), dtype=dtype, shape=tuple(axes))
+    optional = item.take("optional", bool, False) if "optional" in item.values else False
+    return TensorSpec(name=item.text("name"), dtype=dtype, shape=tuple(axes), optional=optional)
 
 
 def _file_entry(item: JsonObject) -> FileEntry:

@@ -11,9 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pochade.export.hunyuan_components import transformer_plan
 from pochade.export.modules.hunyuan_dit import HunyuanConfig, HunyuanDiT
-from pochade.export.trace import build, save
 from tests import hunyuan
 
 GRIDS = [(8, 8), (12, 20), (10, 6)]
@@ -87,18 +85,31 @@ def test_components_agree_with_the_reference(
         close(hunyuan.run(graphs / "transformer.onnx", inputs)[0], expected)
 
 
-def test_controls_are_added_to_the_skips(reference: Any, version: str, tmp_path: Path) -> None:
-    config, weights = HunyuanConfig.from_dict(dict(reference.config)), hunyuan.Stored(reference.state_dict())
-    plan, told = transformer_plan(config, weights, torch.float32, controlled=True), hunyuan.condition_inputs(version)
-    context, modulation = hunyuan.filled(hunyuan.plans(reference)["condition"])(*told.values())
+def test_controls_are_added_to_the_skips(reference: Any, graphs: Path, version: str) -> None:
+    """Without any they are zero, as the tests above have them."""
+    config, told, plans = (
+        HunyuanConfig.from_dict(dict(reference.config)),
+        hunyuan.condition_inputs(version),
+        hunyuan.plans(reference),
+    )
+    context, modulation = hunyuan.filled(plans["condition"])(*told.values())
     inputs = hunyuan.step_inputs(context, modulation, 1, 12, 20)
-    controls = torch.randn(config.num_skips, 2, 6, 10, config.dim, generator=torch.Generator().manual_seed(4))
-    added = list(controls.flatten(2, 3).unbind())
-    expected = reference_step(reference, inputs["latent"], float(told["timesteps"][1]), added)[:, :4]
-    close(hunyuan.filled(plan)(*inputs.values(), controls), expected)
-    if version == "v1.2":
-        save(build(plan), tmp_path / "transformer.onnx")
-        close(hunyuan.run(tmp_path / "transformer.onnx", inputs | {"controls": controls})[0], expected)
+    controls = torch.randn(config.num_skips, 2, 6 * 10, config.dim, generator=torch.Generator().manual_seed(4))
+    expected = reference_step(reference, inputs["latent"], float(told["timesteps"][1]), list(controls.unbind()))[:, :4]
+    close(hunyuan.filled(plans["transformer"])(*inputs.values(), controls), expected)
+    close(hunyuan.run(graphs / "transformer.onnx", inputs | {"controls": controls})[0], expected)
+
+
+def test_controls_may_be_left_out(graphs: Path) -> None:
+    """They are a graph input that is an initializer too, and no axis of it is taken for one of another tensor."""
+    model = ir.load(graphs / "transformer.onnx")
+    controls = model.graph.inputs[-1]
+    assert controls.name == "controls" and controls.is_initializer() and controls.const_value is not None
+    assert controls.const_value.shape == (2, 1, 1, 1) and not controls.const_value.numpy().any()
+    others = [str(axis) for value in model.graph.inputs[:-1] for axis in value.shape or ()]
+    assert controls.shape is not None and not {str(axis) for axis in controls.shape[1:]} & set(others)
+    added = [use.node.outputs[0].shape for use in controls.uses()]
+    assert len(added) == 2 and not {str(axis) for shape in added for axis in shape or ()} & set(others)
 
 
 def linear_weights(path: Path) -> tuple[list[str], Counter[str]]:
