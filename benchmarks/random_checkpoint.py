@@ -1,28 +1,30 @@
 """Checkpoints in the published layout and at published size, with random weights, to measure memory and time on.
 
-    python -m pochade.benchmarks.random_checkpoint meissonic FOLDER [--dtype fp32|fp16|bf16] [--shards N]
+    python -m pochade.benchmarks.random_checkpoint MODEL FOLDER [--dtype fp32|fp16|bf16] [--shards N]
 
-Speed and memory do not depend on the values, as long as they stay finite; quality cannot be read off them.
+MODEL is meissonic, monetico, hunyuandit-v1.1 or hunyuandit-v1.2. Weights are drawn as they are written. Speed and
+memory do not depend on the values, as long as they stay finite; quality cannot be read off them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
+from pochade.benchmarks.random_hunyuandit import VERSIONS, write_hunyuandit
+from pochade.benchmarks.random_weights import DTYPES, save_random
 from pochade.export.checkpoint import empty
 from pochade.export.modules.clip_text import ClipTextConfig, ClipTextEncoder
 from pochade.export.modules.masked_transformer import MaskedTransformer, TransformerConfig
 from pochade.export.modules.vq import VqConfig, VQModel
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+HUNYUANDIT = {f"hunyuandit-{version}": version for version in VERSIONS}
+MODELS = ("meissonic", "monetico", *HUNYUANDIT)
 
 _BLOCKS = 5
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -109,13 +111,19 @@ def write_checkpoint(folder: Path, model: str, dtype: str = "fp32", shards: int 
 
     Args:
         folder: to be made.
-        model: `meissonic` or `monetico`.
+        model: one of MODELS.
         dtype: of the stored tensors.
         shards: files per part; more than one adds the index that published sharded checkpoints have.
         seed: of the weights.
     """
     generator = torch.Generator().manual_seed(seed)
-    sampled = model == "meissonic"
+    if model in HUNYUANDIT:
+        write_hunyuandit(folder, HUNYUANDIT[model], dtype, shards, generator)
+    else:
+        _write_meissonic(folder, model == "meissonic", dtype, shards, generator)
+
+
+def _write_meissonic(folder: Path, sampled: bool, dtype: str, shards: int, generator: torch.Generator) -> None:
     for name, values in CONFIGS.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -131,37 +139,13 @@ def write_checkpoint(folder: Path, model: str, dtype: str = "fp32", shards: int 
         ("text_encoder", "model", empty(ClipTextEncoder, ClipTextConfig.from_dict(_config(folder, "text_encoder")))),
     ]
     for part, stem, module in parts:
-        tensors = list(_random_tensors(module, DTYPES[dtype], generator))
-        _save(folder / part, stem, tensors, shards)
+        save_random(folder / part, stem, module, dtype, shards, generator)
     _write_vocabulary(folder / "tokenizer")
 
 
 def _config(folder: Path, part: str) -> dict[str, Any]:
     values: dict[str, Any] = json.loads((folder / part / "config.json").read_text())
     return values
-
-
-def _random_tensors(module: nn.Module, dtype: torch.dtype, generator: torch.Generator) -> Iterator[tuple[str, Tensor]]:
-    for name, value in module.state_dict().items():
-        if value.ndim == 1:
-            # Norm gains around 1, biases around 0.
-            centre = 1.0 if "norm" in name and name.endswith("weight") else 0.0
-            tensor = centre + 0.02 * torch.randn(value.shape, generator=generator)
-        else:
-            fan_in = value[0].numel() if "embedding" not in name else 1
-            tensor = torch.randn(value.shape, generator=generator) * fan_in**-0.5
-        yield name, tensor.to(dtype)
-
-
-def _save(folder: Path, stem: str, tensors: list[tuple[str, Tensor]], shards: int) -> None:
-    if shards == 1:
-        save_file(dict(tensors), folder / f"{stem}.safetensors")
-        return
-    names = [f"{stem}-{i + 1:05}-of-{shards:05}.safetensors" for i in range(shards)]
-    for i, name in enumerate(names):
-        save_file(dict(tensors[i::shards]), folder / name)
-    weight_map = {key: names[i % shards] for i, (key, _) in enumerate(tensors)}
-    (folder / f"{stem}.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
 def _write_vocabulary(folder: Path) -> None:
@@ -181,7 +165,7 @@ def _write_vocabulary(folder: Path) -> None:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description="Write a full-size checkpoint with random weights.")
-    parser.add_argument("model", choices=["meissonic", "monetico"])
+    parser.add_argument("model", choices=MODELS)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--dtype", choices=DTYPES, default="fp32")
     parser.add_argument("--shards", type=int, default=1)
