@@ -8,7 +8,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from pochade.benchmarks.plots import BUNDLES
-from pochade.benchmarks.speed import METRICS, Case, Report, spread
+from pochade.benchmarks.speed import METRICS, Case, Report, spread, step_seconds
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,7 +71,8 @@ def _table(report: Report) -> str:
     return (
         f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
         "<p><small>Medians; below them the first and third quartile. Open: all sessions of a picture. Step: all passes "
-        "of the transformer and the sampler. Memory: largest resident set, mapped files included.</small>"
+        "of the transformer, and the sampler where it is a component. Memory: largest resident set, mapped files "
+        "included.</small>"
     )
 
 
@@ -127,7 +128,7 @@ def _phases(axes: Axes, cases: Sequence[Case]) -> None:
 def _phase(case: Case, phase: str) -> float:
     """Median seconds of a phase."""
     if phase == "denoise":
-        return (case.median("step") or 0.0) * len(case.runs[1]["components"]["sampler"]["ran"])
+        return (case.median("step") or 0.0) * len(step_seconds(case.runs[1]))
     return case.median(phase) or 0.0
 
 

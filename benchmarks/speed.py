@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ METRICS: Mapping[str, str] = {
     "decode": "decode",
     "picture": "picture",
 }
-"""Figures in seconds and what tables call them."""
+"""Figures in seconds and what tables call them; a bundle without a sampler of its own has none of that."""
 
 Progress = Callable[[str, int, int], None]
 Figures = dict[str, Any]
@@ -119,13 +120,13 @@ class Case:
             case "open":
                 return [_opened(run) for run in warm]
             case "text":
-                return [sum(_ran(run, "text_encoder")) + sum(_ran(run, "condition")) for run in warm]
+                return [sum(_ran(run, r"text_encoder(_\d+)?|condition")) for run in warm]
             case "step":
-                return [seconds for run in warm for seconds in _steps(run)]
+                return [seconds for run in warm for seconds in step_seconds(run)]
             case "sampler":
                 return [seconds for run in warm for seconds in _ran(run, "sampler")]
             case "decode":
-                return [seconds for run in warm for seconds in _ran(run, "vq_decoder")]
+                return [seconds for run in warm for seconds in _ran(run, r"\w+_decoder")]
             case _:
                 return [run[metric] for run in warm]
 
@@ -158,17 +159,18 @@ def _opened(run: Figures) -> float:
     return sum(sum(times["opened"]) for times in run["components"].values())
 
 
-def _ran(run: Figures, component: str) -> list[float]:
-    seconds: list[float] = run["components"][component]["ran"]
-    return seconds
+def _ran(run: Figures, pattern: str) -> list[float]:
+    """Seconds of every run of the components whose names match."""
+    found = (times for name, times in run["components"].items() if re.fullmatch(pattern, name))
+    return [seconds for times in found for seconds in times["ran"]]
 
 
-def _steps(run: Figures) -> Iterator[float]:
-    """Seconds of each denoise step: its passes of the transformer and its sampler."""
+def step_seconds(run: Figures) -> list[float]:
+    """Seconds of each denoise step: its passes of the transformer and, where that is a component, its sampler."""
     passes, draws = _ran(run, "transformer"), _ran(run, "sampler")
-    per_step = len(passes) // len(draws)
-    for i, draw in enumerate(draws):
-        yield sum(passes[i * per_step : (i + 1) * per_step]) + draw
+    steps = len(draws) or int(run["settings"]["num_inference_steps"])
+    per_step = len(passes) // steps
+    return [sum(passes[i * per_step : (i + 1) * per_step]) + sum(draws[i : i + 1]) for i in range(steps)]
 
 
 def spread(samples: Sequence[float]) -> tuple[float, float]:

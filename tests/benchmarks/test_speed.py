@@ -67,6 +67,39 @@ def test_figures_follow_from_runs() -> None:
     assert spread([0.0, 1.0, 2.0, 3.0, 4.0]) == (1.0, 3.0)
 
 
+def continuous_figures(steps: int = 2, seconds: float = 1.0) -> dict[str, Any]:
+    """Of a family that samples outside of its graphs, with two text encoders and another decoder."""
+    run = figures(seconds)
+    times = run["components"]
+    del times["sampler"]
+    times["text_encoder_2"] = {"opened": [0.5 * seconds], "ran": [3 * seconds]}
+    times["vae_decoder"] = times.pop("vq_decoder")
+    return run | {"settings": {"num_inference_steps": steps}}
+
+
+def test_figures_of_a_family_without_a_sampler() -> None:
+    one = case(continuous_figures(), continuous_figures(), continuous_figures(seconds=2.0))
+    assert one.samples("text") == [6.0, 12.0]
+    assert one.samples("step") == [10.0, 12.0, 20.0, 24.0]
+    assert one.samples("decode") == [8.0, 16.0]
+    assert one.samples("sampler") == []
+    assert "sampler" not in one.to_json()["median_seconds"]
+    # Without guidance a step is a pass.
+    assert case(continuous_figures(4), continuous_figures(4)).samples("step") == [5.0, 5.0, 6.0, 6.0]
+    text = page(Report(SETTINGS, 2, [one]))
+    assert text.count("<svg") == 3
+    assert "<td>-</td>" in text
+
+
+def test_a_family_without_a_sampler_is_compared(tmp_path: Path) -> None:
+    slower = [continuous_figures(seconds=3.0) for _ in range(3)]
+    paths = [
+        write(tmp_path / "a.json", case(*(continuous_figures() for _ in range(3)))),
+        write(tmp_path / "b.json", case(*slower)),
+    ]
+    assert {ratio.metric for ratio in compare_files(*paths).ratios} >= {"text", "step", "decode", "picture"}
+
+
 def test_bundles_take_turns_and_runs_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked: list[tuple[str, bool]] = []
 
