@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from pochade.export.families import FAMILIES
 from pochade.export.passes.store_half import StoreHalfPass
 from pochade.export.recipes import Recipe, choose, read_recipes
 from pochade.export.trace import save
+from pochade.lora_graph import find_sites, save_lora_graph
 from pochade.session_memory import weight_bytes
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
@@ -64,7 +66,11 @@ def export_checkpoint(
         for name, graph in model.graphs(DTYPES[dtype]):
             if progress:
                 progress(name, 0, 0)
-            components[name] = write_component(graph(), writer.path, name, dtype, progress, model.layer_bytes(name))
+            component = write_component(graph(), writer.path, name, dtype, progress, model.layer_bytes(name))
+            if name in model.lora_components:
+                path = writer.path / component.file
+                component = replace(component, lora=save_lora_graph(path, find_sites(ir.load(path))))
+            components[name] = component
         model.tokenizer().save(str(writer.path / "tokenizer.json"), pretty=False)
         more_tokenizers = {}
         for name, tokenizer in model.more_tokenizers().items():

@@ -9,8 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
+
 from pochade.bundle import Bundle, BundleWriter, Component, Manifest
 from pochade.errors import InputRefusedError, OutputError, UsageError
+from pochade.lora_graph import find_sites, save_lora_graph
+from pochade.manifest import LoraGraph
 from pochade.quant.component import ComponentReport, quantize_component
 from pochade.quant.fidelity import Call, Progress
 from pochade.quant.scheme import Scheme
@@ -160,7 +164,16 @@ def _quantized(
         precision=scheme.name if result.changed else component.precision,
         quantization=_account(result, scheme) if result.changed else None,
         memory=_memory(component, result),
+        lora=_lora(bundle, component, path),
     )
+
+
+def _lora(bundle: Bundle, component: Component, path: Path) -> LoraGraph | None:
+    """The graph that takes low-rank changes, made anew from the quantized one."""
+    if component.lora is None:
+        return None
+    known = {layer.name: layer for layer in component.lora.layers}
+    return save_lora_graph(path, find_sites(ir.load(bundle.component_path(component.name)), known))
 
 
 def _memory(source: Component, result: ComponentReport) -> dict[str, int]:

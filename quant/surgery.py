@@ -175,8 +175,8 @@ def add_branch(weight: Weight, products: Sequence[ir.Node], down: ir.Value, up: 
         # All readers but the sum itself, the graph's own outputs included.
         output.replace_all_uses_with(total.outputs[0], replace_graph_outputs=True)
         total.replace_input_with(0, output)
-        if total.outputs[0].is_graph_output():
-            output.name, total.outputs[0].name = f"{name}.product", output.name
+        # What reads the layer, now or later, finds the sum under the layer's name.
+        output.name, total.outputs[0].name = f"{name}.product", output.name
         total.outputs[0].shape = output.shape
 
 

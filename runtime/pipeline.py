@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -17,6 +19,8 @@ from PIL import Image
 from pochade.bundle import Bundle
 from pochade.errors import BundleInvalidError, UsageError
 from pochade.machine import usable_cores
+from pochade.runtime.arguments import check_number
+from pochade.runtime.lora import Lora, LoraNames, open_lora, stacked
 from pochade.runtime.memory import return_freed_memory
 from pochade.runtime.plan import Plan, Way
 from pochade.runtime.providers import Device
@@ -25,6 +29,10 @@ from pochade.runtime.session import ComponentSession, ComponentTimes, Observer, 
 Tiling = Literal["auto", "on", "off"]
 """How a codec works on a picture: `auto` and `on` a strip of rows at a time, `on` with as little memory as possible,
 `auto` if the limit of memory asks for that; `off` the whole picture at once. All paint the same picture."""
+
+
+MAX_SCALE = 1000.0
+"""Of an adapter; far beyond what leaves a picture."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +81,8 @@ class Pipeline(ABC):
     """Of component and tensor names, as far as they are read, the newest last; a bundle of another one is refused."""
     components: ClassVar[tuple[str, ...]] = ()
     """Names that a bundle of the family must have."""
+    lora_names: ClassVar[LoraNames]
+    """How adapters name the layers of the family."""
 
     def __init__(
         self,
@@ -93,6 +103,7 @@ class Pipeline(ABC):
         self.plan: Plan | None = None
         """How the latest call keeps within `ram`, known before it begins; None if the bundle does not tell enough."""
         self.observer: Observer | None = None
+        self._loras: list[Lora] = []
         self._stop = Stop()
         self._closed = False
         self._providers: dict[str, str] = {}
@@ -161,8 +172,45 @@ class Pipeline(ABC):
         Raises:
             UsageError: a picture that cannot be painted from its settings alone.
         """
+        if settings.get("loras"):
+            raise UsageError("it was painted with a LoRA, which it does not carry")
         names = inspect.signature(self.stream).parameters.keys() - {"prompt"}
         return {name: settings[name] for name in names if settings.get(name) is not None}
+
+    @property
+    def loras(self) -> tuple[Lora, ...]:
+        """Adapters that the next call paints with, their changes added up."""
+        return tuple(self._loras)
+
+    def load_lora(self, path: str | os.PathLike[str], scale: float = 1.0, *, partial: bool = False) -> Lora:
+        """Paint with an adapter from the next call on, beside those that are loaded; the bundle stays as it is.
+
+        Args:
+            path: a `.safetensors` file of PEFT, diffusers, Kohya or Tencent, or the folder that PEFT writes.
+            scale: strength, any finite number.
+            partial: use the keys that can be used, where otherwise one that cannot refuses the file.
+
+        Returns:
+            What was found; hand it to `unload_lora`.
+
+        Raises:
+            InputRefusedError: it is no LoRA of this model.
+            UsageError: a scale that is no number, or a bundle that takes no LoRA.
+        """
+        check_number("scale", scale, -MAX_SCALE, MAX_SCALE)
+        lora = open_lora(Path(path), float(scale), self.bundle, self.lora_names, partial)
+        self._loras.append(lora)
+        return lora
+
+    def unload_lora(self, lora: Lora | None = None) -> None:
+        """Paint without an adapter again, or without any.
+
+        Raises:
+            UsageError: it is not loaded.
+        """
+        if lora is not None and not any(lora is loaded for loaded in self._loras):
+            raise UsageError(f"{lora} is not loaded")
+        self._loras = [loaded for loaded in self._loras if lora is not None and loaded is not lora]
 
     def cancel(self) -> None:
         """Stop the call that is under way, from any thread: it raises `CancelledError` within a graph node."""
@@ -191,6 +239,15 @@ class Pipeline(ABC):
         self._stop = Stop()
         self._providers, self._timings, self._components = {}, {}, {}
 
+    def _lora_settings(self) -> dict[str, Any]:
+        """For a picture's settings; nothing without adapters."""
+        loras = [{"file": lora.path.name, "scale": lora.scale} for lora in self._loras]
+        return {"loras": loras} if loras else {}
+
+    def _adapter_bytes(self, component: str) -> int:
+        """Bytes of all changes of a component."""
+        return sum(lora.nbytes(component) for lora in self._loras)
+
     def _way(self, phase: str) -> Way:
         """How to run a phase of the present call."""
         return self.plan.phases[phase] if self.plan is not None else Way(0)
@@ -209,7 +266,11 @@ class Pipeline(ABC):
         # What earlier phases freed in small pieces; up to 30 MB below the weights to come.
         return_freed_memory()
         times = self._components.setdefault(name, ComponentTimes())
-        session = ComponentSession(self.bundle, name, self.device, self.threads, self._stop, self.observer, times)
+        lora = self.bundle.manifest.components[name].lora
+        adapters = stacked(self._loras, name, lora.dtype) if lora is not None else {}
+        session = ComponentSession(
+            self.bundle, name, self.device, self.threads, self._stop, self.observer, times, adapters
+        )
         self._providers[name] = session.provider
         try:
             yield session

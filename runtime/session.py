@@ -81,6 +81,7 @@ class ComponentSession:
         stop: Stop,
         observer: Observer | None = None,
         times: ComponentTimes | None = None,
+        adapters: Mapping[str, Array] | None = None,
     ) -> None:
         start = time.perf_counter()
         self.component = bundle.manifest.components[name]
@@ -93,7 +94,9 @@ class ComponentSession:
                 f"{name} multiplies 8-bit numbers in its attention, which needs a processor with VNNI; take a bundle "
                 "quantized without --int8-attention"
             )
-        self._session = _open(bundle.component_path(name), bundle.path, device, threads)
+        self._session = _open(bundle.component_path(name, adapted=bool(adapters)), bundle.path, device, threads)
+        # Inputs that stay the same; bound as values, since run_with_iobinding ignores ONNX Runtime's own adapters.
+        self._adapters = {name: self._on_device(array) for name, array in (adapters or {}).items()}
         self.provider = session_provider(self._session)
         # A run blocks its thread; from a second one, Ctrl-C and close() still get through.
         self._runner = ThreadPoolExecutor(1, thread_name_prefix=f"pochade-{name}")
@@ -106,6 +109,8 @@ class ComponentSession:
             CancelledError: a stop was requested before or during the run.
         """
         binding = self._session.io_binding()
+        for name, value in self._adapters.items():
+            binding.bind_ortvalue_input(name, value)
         for name, value in inputs.items():
             if isinstance(value, np.ndarray):
                 value = self._on_device(value)

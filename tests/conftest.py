@@ -42,13 +42,21 @@ def small_bundles(bundles: dict[str, Path], tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture(scope="session")
-def hunyuan_graphs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def hunyuan_graphs(hunyuan_bundles: dict[str, tuple[Path, Path]]) -> dict[str, Path]:
     """Folders of condition.onnx and transformer.onnx of tiny HunyuanDiT networks, by version."""
-    from pochade.export.trace import build, save
-    from tests import hunyuan
+    return {version: bundle for version, (_, bundle) in hunyuan_bundles.items()}
 
-    folders = {version: tmp_path_factory.mktemp("hunyuan") for version in hunyuan.VERSIONS}
-    for version, folder in folders.items():
-        for name, plan in hunyuan.plans(hunyuan.transformer(version)).items():
-            save(build(plan), folder / f"{name}.onnx")
-    return folders
+
+@pytest.fixture(scope="session")
+def hunyuan_bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
+    """Checkpoint and fp32 bundle of tiny HunyuanDiTs, by version."""
+    from pochade.export.write import export_checkpoint
+    from tests import hunyuan, hunyuan_checkpoint
+
+    folder = tmp_path_factory.mktemp("hunyuandit")
+    made = {}
+    for version in hunyuan.VERSIONS:
+        checkpoint = hunyuan_checkpoint.write_checkpoint(folder / f"HunyuanDiT-{version}", version)
+        export_checkpoint(checkpoint, folder / version)
+        made[version] = (checkpoint, folder / version)
+    return made

@@ -18,7 +18,6 @@ from transformers import BertTokenizer, T5Tokenizer
 import pochade
 from pochade.cli import main
 from pochade.errors import UsageError
-from pochade.export.write import export_checkpoint
 from pochade.quant.fidelity import Recorder
 from pochade.runtime.families.hunyuandit import HunyuanDiTPipeline
 from pochade.runtime.pipeline import Result, StepEvent, Tiling
@@ -36,26 +35,14 @@ TOLERANCE = 2e-4
 """Of latents whose deviation is about 1, after a whole run."""
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
-    """Checkpoint and fp32 bundle by version."""
-    folder = tmp_path_factory.mktemp("hunyuandit")
-    made = {}
-    for version in hunyuan.VERSIONS:
-        checkpoint = hunyuan_checkpoint.write_checkpoint(folder / f"HunyuanDiT-{version}", version)
-        export_checkpoint(checkpoint, folder / version)
-        made[version] = (checkpoint, folder / version)
-    return made
-
-
 @pytest.fixture(params=hunyuan.VERSIONS)
 def version(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
 @pytest.fixture
-def pipe(folders: dict[str, tuple[Path, Path]], version: str) -> Iterator[HunyuanDiTPipeline]:
-    with pochade.load(folders[version][1], device="cpu", threads=1) as opened:
+def pipe(hunyuan_bundles: dict[str, tuple[Path, Path]], version: str) -> Iterator[HunyuanDiTPipeline]:
+    with pochade.load(hunyuan_bundles[version][1], device="cpu", threads=1) as opened:
         assert isinstance(opened, HunyuanDiTPipeline)
         yield opened
 
@@ -162,7 +149,7 @@ def paint(pipe: HunyuanDiTPipeline, size: tuple[int, int], **given: Any) -> tupl
     ],
 )
 def test_runs_equal_the_reference(
-    folders: dict[str, tuple[Path, Path]],
+    hunyuan_bundles: dict[str, tuple[Path, Path]],
     version: str,
     pipe: HunyuanDiTPipeline,
     monkeypatch: pytest.MonkeyPatch,
@@ -174,7 +161,7 @@ def test_runs_equal_the_reference(
 ) -> None:
     given: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": guidance, "guidance_rescale": rescale}
     found, result = paint(pipe, size, sampler=sampler, **given)
-    expected = reference(folders[version][0], version, sampler, size, monkeypatch, **given)
+    expected = reference(hunyuan_bundles[version][0], version, sampler, size, monkeypatch, **given)
     scale = expected.std()
     np.testing.assert_allclose(found / scale, expected / scale, rtol=0, atol=TOLERANCE)
     decoded = hunyuan_checkpoint.vae().decode(torch.from_numpy(expected) / 0.13025, return_dict=False)[0]
@@ -184,19 +171,22 @@ def test_runs_equal_the_reference(
 
 
 def test_painting_begins_with_a_picture(
-    folders: dict[str, tuple[Path, Path]], version: str, pipe: HunyuanDiTPipeline, monkeypatch: pytest.MonkeyPatch
+    hunyuan_bundles: dict[str, tuple[Path, Path]],
+    version: str,
+    pipe: HunyuanDiTPipeline,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     image = Image.effect_mandelbrot((96, 64), (-2, -1, 1, 1), 20).convert("RGB")
     found, result = paint(pipe, WIDE, num_inference_steps=10, sampler="ddim", image=image, strength=0.55)
     pixels = torch.from_numpy(np.asarray(image, np.float32)).permute(2, 0, 1)[None] / 127.5 - 1
     latent = hunyuan_checkpoint.vae().encode(pixels).latent_dist.mode().detach() * 0.13025
-    config = json.loads((folders[version][0] / "scheduler" / "scheduler_config.json").read_text())
+    config = json.loads((hunyuan_bundles[version][0] / "scheduler" / "scheduler_config.json").read_text())
     scheduler: Any = SCHEDULERS["ddim"].from_config(config)
     scheduler.set_timesteps(10)
     noise = torch.from_numpy(PhiloxGaussianNoise(3).start(0, tuple(latent.shape)))
     begun = np.asarray(scheduler.add_noise(latent, noise, scheduler.timesteps[5:6]))
     given: dict[str, Any] = {"num_inference_steps": 10, "guidance_scale": 5.0, "begun": (5, begun)}
-    expected = reference(folders[version][0], version, "ddim", WIDE, monkeypatch, **given)
+    expected = reference(hunyuan_bundles[version][0], version, "ddim", WIDE, monkeypatch, **given)
     np.testing.assert_allclose(found / expected.std(), expected / expected.std(), rtol=0, atol=TOLERANCE)
     assert result.settings["strength"] == 0.55
     # The picture is cut to nothing: another size is brought to that of the result.
@@ -218,25 +208,28 @@ def test_painting_begins_with_a_picture(
     ],
 )
 def test_what_cannot_be_meant_is_refused(
-    folders: dict[str, tuple[Path, Path]], given: dict[str, Any], reason: str
+    hunyuan_bundles: dict[str, tuple[Path, Path]], given: dict[str, Any], reason: str
 ) -> None:
-    with pochade.load(folders["v1.2"][1], device="cpu") as pipe, pytest.raises(UsageError, match=reason):
+    with pochade.load(hunyuan_bundles["v1.2"][1], device="cpu") as pipe, pytest.raises(UsageError, match=reason):
         arguments: dict[str, Any] = {"prompt": PROMPT, "width": 64, "height": 64, "num_inference_steps": 4}
         pipe(**(arguments | given))
 
 
-def test_noise_of_a_caller_is_checked(folders: dict[str, tuple[Path, Path]]) -> None:
+def test_noise_of_a_caller_is_checked(hunyuan_bundles: dict[str, tuple[Path, Path]]) -> None:
     class Wrong(PhiloxGaussianNoise):
         def start(self, image: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
             return np.full(shape, np.nan, np.float32)
 
-    with pochade.load(folders["v1.2"][1], device="cpu") as pipe, pytest.raises(UsageError, match="finite numbers"):
+    with (
+        pochade.load(hunyuan_bundles["v1.2"][1], device="cpu") as pipe,
+        pytest.raises(UsageError, match="finite numbers"),
+    ):
         pipe(PROMPT, width=64, height=64, num_inference_steps=1, noise=Wrong(0))
 
 
-def test_pictures_of_a_call_are_those_of_their_seeds(folders: dict[str, tuple[Path, Path]]) -> None:
+def test_pictures_of_a_call_are_those_of_their_seeds(hunyuan_bundles: dict[str, tuple[Path, Path]]) -> None:
     small: dict[str, Any] = {"width": 64, "height": 64, "num_inference_steps": 3}
-    with pochade.load(folders["v1.1"][1], device="cpu") as pipe:
+    with pochade.load(hunyuan_bundles["v1.1"][1], device="cpu") as pipe:
         several = pipe(["a fox", "狐狸"], seed=7, num_images_per_prompt=2, **small)
         alone = pipe("狐狸", seed=8, **small)
         assert several.seeds == [7, 8, 9, 10]
@@ -250,25 +243,27 @@ def test_pictures_of_a_call_are_those_of_their_seeds(folders: dict[str, tuple[Pa
 
 
 @pytest.mark.parametrize("tiling", ["on", "off"])
-def test_tiling_does_not_change_the_picture(folders: dict[str, tuple[Path, Path]], tiling: Tiling) -> None:
+def test_tiling_does_not_change_the_picture(hunyuan_bundles: dict[str, tuple[Path, Path]], tiling: Tiling) -> None:
     arguments: dict[str, Any] = {"width": 64, "height": 128, "num_inference_steps": 1, "seed": 1}
     pictures = []
     ways: tuple[Tiling, ...] = ("auto", tiling)
     for way in ways:
-        with pochade.load(folders["v1.2"][1], device="cpu", tiling=way) as pipe:
+        with pochade.load(hunyuan_bundles["v1.2"][1], device="cpu", tiling=way) as pipe:
             pictures.append(np.asarray(pipe(PROMPT, **arguments).images[0], np.int16))
     assert np.abs(pictures[0] - pictures[1]).max() <= 1
 
 
-def test_commands(folders: dict[str, tuple[Path, Path]], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    bundle, first, second = str(folders["v1.1"][1]), str(tmp_path / "一.png"), str(tmp_path / "二.png")
+def test_commands(
+    hunyuan_bundles: dict[str, tuple[Path, Path]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle, first, second = str(hunyuan_bundles["v1.1"][1]), str(tmp_path / "一.png"), str(tmp_path / "二.png")
     small = ["-m", bundle, "--size", "64x64", "--steps", "3", "--device", "cpu"]
     painted = ["generate", PROMPT, *small, "--sampler", "dpm-solver", "--guidance-rescale", "0.5", "-o", first, "-v"]
     assert main(painted) == 0
     assert "denoise" in capsys.readouterr().err
     assert main(["verify", first, "--model", bundle]) == 0
     assert "identical" in capsys.readouterr().out
-    begun = ["generate", PROMPT, *small, "-o", second, "--image", first, "--strength", "0.7"]
+    begun = ["generate", PROMPT, *small, "-o", second, "-i", first, "--strength", "0.7"]
     assert main(begun) == 0
     assert main(["verify", second, "--model", bundle]) == 6
     assert "begun with another picture" in capsys.readouterr().err
@@ -276,14 +271,14 @@ def test_commands(folders: dict[str, tuple[Path, Path]], tmp_path: Path, capsys:
     assert "--temperature means nothing to" in capsys.readouterr().err
     assert main(["generate", PROMPT, *small, "-o", second, "--strength", "0.7"]) == 2
     assert "give that too" in capsys.readouterr().err
-    assert main(["generate", PROMPT, *small, "-o", second, "--image", str(folders["v1.1"][0] / "x.png")]) == 6
+    assert main(["generate", PROMPT, *small, "-o", second, "-i", str(hunyuan_bundles["v1.1"][0] / "x.png")]) == 6
     assert "there is no such file" in capsys.readouterr().err
-    assert main(["generate", PROMPT, *small, "-o", second, "--image", bundle + "/bundle.json"]) == 6
+    assert main(["generate", PROMPT, *small, "-o", second, "-i", bundle + "/bundle.json"]) == 6
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_a_limit_of_memory_is_planned_for(folders: dict[str, tuple[Path, Path]]) -> None:
-    with pochade.load(folders["v1.2"][1], device="cpu", ram="4G") as pipe:
+def test_a_limit_of_memory_is_planned_for(hunyuan_bundles: dict[str, tuple[Path, Path]]) -> None:
+    with pochade.load(hunyuan_bundles["v1.2"][1], device="cpu", ram="4G") as pipe:
         pipe(PROMPT, width=64, height=64, num_inference_steps=1)
         assert pipe.plan is not None
         assert list(pipe.plan.phases) == ["text", "condition", "denoise", "decode"]

@@ -20,6 +20,8 @@ class Exportable(Protocol):
 
     revision: ClassVar[int]
     """Of component and tensor names; the runtime's family reads it."""
+    lora_components: ClassVar[tuple[str, ...]]
+    """Components whose linear layers low-rank changes can be added to."""
 
     @classmethod
     def open(cls, path: Path, text_encoder: Path | None = None, transformer: Path | None = None) -> Self:

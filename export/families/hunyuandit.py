@@ -46,6 +46,7 @@ class HunyuanDiT:
     codec_weights: Tensors
 
     revision: ClassVar[int] = REVISION
+    lora_components: ClassVar[tuple[str, ...]] = ("text_encoder", "condition", "transformer")
 
     @classmethod
     def open(cls, path: Path, text_encoder: Path | None = None, transformer: Path | None = None) -> HunyuanDiT:

@@ -201,6 +201,7 @@ class Meissonic:
         self.codec_weights.check(empty(VQModel, self.codec))
 
     revision: ClassVar[int] = REVISION
+    lora_components: ClassVar[tuple[str, ...]] = ("text_encoder", "condition", "transformer")
 
     def graphs(self, dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], ir.Model]]]:
         """Name and builder of every component; text encoder and transformer compute in `dtype`, others in float32."""

@@ -36,6 +36,7 @@ from pochade.runtime.families.hunyuandit_memory import MemoryModel, Workload
 from pochade.runtime.guidance import guided
 from pochade.runtime.hunyuan_grid import nearest_size, rotary_tables
 from pochade.runtime.image import from_image, to_image
+from pochade.runtime.lora import LoraNames
 from pochade.runtime.memory import peak_memory
 from pochade.runtime.pipeline import Pipeline, Result, StepEvent
 from pochade.runtime.plan import Plan, choose
@@ -54,6 +55,38 @@ ORIGINAL_SIZE = (1024.0, 1024.0)
 """Of the picture that versions up to 1.1 are told the result was cut from, as in the published pipeline."""
 ENCODERS = {"text_encoder": "", "text_encoder_2": "_2"}
 """Text encoders, and what is put behind the names of their tensors."""
+
+_NETWORK = ("transformer", "condition")
+_BLOCK = r"blocks\.(\d+)\."
+LORA_NAMES = LoraNames(
+    {
+        "base_model.model.": _NETWORK,
+        "transformer.": _NETWORK,
+        "unet.": _NETWORK,
+        "lora_unet_": _NETWORK,
+        "lora_transformer_": _NETWORK,
+        "text_encoder.": ("text_encoder",),
+        "lora_te1_": ("text_encoder",),
+        "lora_te_": ("text_encoder",),
+        "": _NETWORK,
+    },
+    # Tencent's names (spec section 2.4); there queries, keys and values are one layer.
+    (
+        (_BLOCK + r"attn1\.Wqkv", tuple(rf"blocks.\1.attn1.to_{x}" for x in "qkv")),
+        (_BLOCK + r"attn2\.kv\.proj", tuple(rf"blocks.\1.attn2.to_{x}" for x in "kv")),
+        (_BLOCK + r"attn2\.q\.proj", (r"blocks.\1.attn2.to_q",)),
+        (_BLOCK + r"attn([12])\.out\.proj", (r"blocks.\1.attn\2.to_out.0",)),
+        (_BLOCK + r"mlp\.fc1", (r"blocks.\1.ff.net.0.proj",)),
+        (_BLOCK + r"mlp\.fc2", (r"blocks.\1.ff.net.2",)),
+        (_BLOCK + r"default\.modulation\.1", (r"blocks.\1.norm1.linear",)),
+        (r"pooler\.([qkvc])\.proj", (r"time_extra_emb.pooler.\1_proj",)),
+        (r"mlp\.t5\.0", ("text_embedder.linear_1",)),
+        (r"mlp\.t5\.2", ("text_embedder.linear_2",)),
+        (r"t\.embedder\.mlp\.0", ("time_extra_emb.timestep_embedder.linear_1",)),
+        (r"t\.embedder\.mlp\.2", ("time_extra_emb.timestep_embedder.linear_2",)),
+        (r"extra\.embedder\.2", ("time_extra_emb.extra_embedder.linear_2",)),
+    ),
+)
 
 Latent = NDArray[np.float32]
 """(1, channels, height / factor, width / factor)"""
@@ -92,6 +125,7 @@ class HunyuanDiTPipeline(Pipeline):
     """Text-to-image and image-to-image by latent diffusion, in Chinese and English."""
 
     revisions: ClassVar = REVISIONS
+    lora_names: ClassVar = LORA_NAMES
     components: ClassVar = (*ENCODERS, "condition", "transformer", "vae_decoder")
 
     def _read_bundle(self, bundle: Bundle) -> None:
@@ -234,6 +268,7 @@ class HunyuanDiTPipeline(Pipeline):
             len(request.texts),
             len(request.prompts),
             request.image is not None,
+            max(self._adapter_bytes(name) for name in self.components),
         )
         memory = MemoryModel.of(self.bundle, self._factor)
         if memory is None:
@@ -389,6 +424,7 @@ class HunyuanDiTPipeline(Pipeline):
             "bundle_sha256": self.bundle.digest,
             "device": self.device.name,
             "version": __version__,
+            **self._lora_settings(),
         }
 
 

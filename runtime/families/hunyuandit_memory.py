@@ -17,6 +17,10 @@ WORK = 14
 """Layers of one cell's width that a block computes at a time: queries, keys, values, and twice the hidden layer."""
 
 
+ADAPTED = 5
+"""The same of what an adapter adds to the hidden layer."""
+
+
 @dataclass(frozen=True)
 class Workload:
     """What a call asks for, as far as memory goes."""
@@ -30,6 +34,8 @@ class Workload:
     images: int
     encodes: bool
     """Whether it begins with a picture."""
+    adapters: int = 0
+    """Bytes of the changes of the component that has most of them."""
 
 
 class MemoryModel:
@@ -74,9 +80,9 @@ class MemoryModel:
         if work.encodes and self._encoder is not None:
             first["encode"] = self._encoder.ways(base, work.rows, work.columns, 1, tiling)
         return first | {
-            "text": [Way(base + encoders + ASIDE)],
+            "text": [Way(base + encoders + ASIDE + work.adapters)],
             # What the session computes, gives, and what is copied of it so that the session can go.
-            "condition": [Way(base + self._weights("condition") + ASIDE + 3 * kept)],
+            "condition": [Way(base + self._weights("condition") + ASIDE + 3 * kept + work.adapters)],
             "denoise": [Way(base + kept + self._loop(work) + ASIDE)],
             "decode": self._codec.ways(base, work.rows, work.columns, work.images, tiling),
         }
@@ -89,4 +95,6 @@ class MemoryModel:
         # Block-wise products keep sums of their blocks.
         prepacked = 1.11 if self._blocks else 1.0
         cells = work.rows * work.columns // self._patch**2
-        return int(prepacked * self._weights("transformer") + (self._skips + WORK) * cells * self._dim * FLOAT)
+        # A change is computed beside the widest layer before it is added.
+        tensors = self._skips + WORK + (ADAPTED if work.adapters else 0)
+        return int(prepacked * self._weights("transformer") + tensors * cells * self._dim * FLOAT + work.adapters)

@@ -35,6 +35,7 @@ from pochade.runtime.arguments import (
 )
 from pochade.runtime.families.meissonic_memory import MemoryModel, Workload
 from pochade.runtime.image import to_image
+from pochade.runtime.lora import LoraNames
 from pochade.runtime.memory import peak_memory
 from pochade.runtime.pipeline import Pipeline, Result, StepEvent
 from pochade.runtime.plan import Plan, choose
@@ -50,6 +51,20 @@ REVISIONS = (2, 3)
 Since 3 the decoder has the input `recompute`."""
 
 PREVIEW_SIDE = 256
+
+_NETWORK = ("transformer", "condition")
+LORA_NAMES = LoraNames(
+    {
+        "base_model.model.": _NETWORK,
+        "transformer.": _NETWORK,
+        "lora_unet_": _NETWORK,
+        "lora_transformer_": _NETWORK,
+        "text_encoder.": ("text_encoder",),
+        "lora_te1_": ("text_encoder",),
+        "lora_te_": ("text_encoder",),
+        "": _NETWORK,
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -88,6 +103,7 @@ class MeissonicPipeline(Pipeline):
     """Masked-token text-to-image."""
 
     revisions: ClassVar[tuple[int, ...]] = REVISIONS
+    lora_names: ClassVar = LORA_NAMES
     components: ClassVar = ("text_encoder", "condition", "transformer", "sampler", "vq_decoder")
 
     def _read_bundle(self, bundle: Bundle) -> None:
@@ -218,6 +234,7 @@ class MeissonicPipeline(Pipeline):
             request.num_inference_steps,
             len(texts),
             len(request.prompts),
+            max(self._adapter_bytes(name) for name in self.components),
         )
         memory = MemoryModel.of(self.bundle, self._factor)
         if memory is None:
@@ -362,6 +379,7 @@ class MeissonicPipeline(Pipeline):
             "bundle_sha256": self.bundle.digest,
             "device": self.device.name,
             "version": __version__,
+            **self._lora_settings(),
         }
 
 

@@ -33,6 +33,8 @@ class Workload:
     texts: int
     """Distinct prompts and negative prompts."""
     images: int
+    adapters: int = 0
+    """Bytes of the changes of the component that has most of them."""
 
 
 class MemoryModel:
@@ -70,9 +72,9 @@ class MemoryModel:
         base = resident_memory() or BARE_PROCESS
         modulation = work.steps * work.texts * self._rows * self._dim * FLOAT
         return {
-            "text": [Way(base + self._weights("text_encoder") + ASIDE)],
+            "text": [Way(base + self._weights("text_encoder") + ASIDE + work.adapters)],
             # What the session computes, gives, and what is copied of it so that the session can go.
-            "condition": [Way(base + self._weights("condition") + ASIDE + 3 * modulation)],
+            "condition": [Way(base + self._weights("condition") + ASIDE + 3 * modulation + work.adapters)],
             "denoise": [Way(base + modulation + self._loop(work) + ASIDE)],
             "decode": self._codec.ways(base, work.rows, work.columns, work.images, tiling),
         }
@@ -86,6 +88,8 @@ class MemoryModel:
         prepacked = 1.11 if self._blocks else 1.0
         weights = prepacked * self._weights("transformer") + 2 * self._weights("sampler")
         # Noise that a family starts from is a tensor more.
-        cells = (11.5 if self._noise else 10.5) * work.rows * work.columns * self._dim
+        # A change is computed beside the widest layer before it is added.
+        tensors = (11.5 if self._noise else 10.5) + (7 if work.adapters else 0)
+        cells = tensors * work.rows * work.columns * self._dim
         logits = 4.5 * HEAD_CHUNK * self._codes
-        return int(weights + (cells + logits) * FLOAT)
+        return int(weights + (cells + logits) * FLOAT + work.adapters)

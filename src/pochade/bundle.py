@@ -95,8 +95,12 @@ class Bundle:
         if faults:
             raise BundleInvalidError(str(self.path), faults)
 
-    def component_path(self, name: str) -> Path:
+    def component_path(self, name: str, adapted: bool = False) -> Path:
         """The ONNX file of a component.
+
+        Args:
+            name: of the component.
+            adapted: the graph that takes low-rank changes, which the component must have.
 
         Raises:
             BundleInvalidError: The bundle has no such component.
@@ -105,7 +109,7 @@ class Bundle:
         if component is None:
             known = ", ".join(sorted(self.manifest.components))
             raise BundleInvalidError(str(self.path), [f"it has no component {name!r}, only {known}"])
-        return self.path / component.file
+        return self.path / (component.lora.file if adapted and component.lora else component.file)
 
     @property
     def tokenizer_path(self) -> Path | None:
@@ -125,7 +129,7 @@ class Bundle:
     def component_size(self, name: str) -> int:
         """Bytes of a component's graph and its external data."""
         component = self.manifest.components[name]
-        parts = {component.file, *component.external_data}
+        parts = {*component.graphs, *component.external_data}
         return sum(entry.size for entry in self.manifest.files if entry.path in parts)
 
     @property
@@ -143,8 +147,9 @@ class Bundle:
             elif sizes[entry.path] != entry.size:
                 faults.append(f"{entry.path!r} has {sizes[entry.path]} bytes instead of {entry.size}")
         for component in self.manifest.components.values():
-            if component.file in sizes:
-                faults += [f"{component.file!r} {reason}" for reason in _graph_faults(self.path, component, sizes)]
+            for file in component.graphs:
+                if file in sizes:
+                    faults += [f"{file!r} {reason}" for reason in _graph_faults(self.path, component, file, sizes)]
         return faults
 
     def _hash_faults(self, sizes: Mapping[str, int], progress: Progress | None) -> Iterator[str]:
@@ -332,17 +337,17 @@ def _manifest_text(folder: Path, where: str) -> str:
         raise BundleInvalidError(where, [f"{MANIFEST_NAME} is not UTF-8"]) from error
 
 
-def _graph_faults(folder: Path, component: Component, sizes: Mapping[str, int]) -> Iterator[str]:
+def _graph_faults(folder: Path, component: Component, file: str, sizes: Mapping[str, int]) -> Iterator[str]:
     """Where a graph reaches outside of what its component declares."""
     try:
-        facts = read_model_facts(folder / component.file)
+        facts = read_model_facts(folder / file)
     except MalformedModelError as error:
         yield f"is no readable ONNX model: it {error}"
         return
     except OSError as error:
         yield f"cannot be read: {error.strerror}"
         return
-    prefix = folder_prefix(component.file)
+    prefix = folder_prefix(file)
     for location, needed in facts.external.items():
         path = prefix + location
         if reason := path_fault(location):

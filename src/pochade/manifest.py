@@ -49,6 +49,32 @@ class TensorSpec:
 
 
 @dataclass(frozen=True)
+class AdaptedLayer:
+    """Linear layers that a low-rank change can be added to, computed as one product."""
+
+    inputs: int
+    outputs: Mapping[str, int]
+    """Width of each layer's result by its published name, in the order in which they stand side by side."""
+    norms: Mapping[str, float]
+    """Frobenius norm of each layer's weight before quantization."""
+
+    @property
+    def name(self) -> str:
+        """What its inputs `<name>.lora_A` (inputs, rank) and `<name>.lora_B` (rank, outputs) are named after."""
+        return next(iter(self.outputs))
+
+
+@dataclass(frozen=True)
+class LoraGraph:
+    """A second graph of a component, on the same data files, that takes low-rank changes as further inputs."""
+
+    file: str
+    dtype: str
+    """Of the changes: float32 or float16."""
+    layers: tuple[AdaptedLayer, ...]
+
+
+@dataclass(frozen=True)
 class Component:
     """One exported graph of a bundle."""
 
@@ -66,6 +92,13 @@ class Component:
     memory: Mapping[str, int] | None = None
     """What planning needs to know, in bytes: `weights`, what an open session holds of them; `per_pixel` and
     `per_pixel_recomputed`, of a codec, the layers kept at most while it works. None in bundles made before."""
+    lora: LoraGraph | None = None
+    """None for a component that takes no LoRA."""
+
+    @property
+    def graphs(self) -> tuple[str, ...]:
+        """Its graph files."""
+        return (self.file,) if self.lora is None else (self.file, self.lora.file)
 
 
 @dataclass(frozen=True)
@@ -127,8 +160,9 @@ class Manifest:
             for spec in (*component["inputs"], *component["outputs"]):
                 if not spec["optional"]:
                     del spec["optional"]
-            if component["memory"] is None:
-                del component["memory"]
+            for optional in ("memory", "lora"):
+                if component[optional] is None:
+                    del component[optional]
         if not self.more_tokenizers:
             del values["more_tokenizers"]
         return values
@@ -270,6 +304,7 @@ def _component(name: str, item: JsonObject) -> Component:
         quantization=item.optional_object("quantization"),
         num_parameters=item.count("num_parameters", least=0),
         memory=_memory(item),
+        lora=_lora(item),
     )
 
 
@@ -287,6 +322,32 @@ def _memory(item: JsonObject) -> dict[str, int] | None:
         return None
     memory = JsonObject(item.take("memory", dict, {}), item.faults, f"{item.at}memory.")
     return {name: memory.count(name, least=0) for name in memory.values}
+
+
+def _lora(item: JsonObject) -> LoraGraph | None:
+    """The graph that takes low-rank changes, where there is one."""
+    if "lora" not in item.values:
+        return None
+    lora = JsonObject(item.take("lora", dict, {}), item.faults, f"{item.at}lora.")
+    layers = tuple(_adapted_layer(layer) for layer in lora.objects("layers"))
+    for name in _repeated(name for layer in layers for name in layer.outputs):
+        lora.fault("layers", f"has {name!r} twice")
+    dtype = lora.take("dtype", str, "float32")
+    if dtype not in ("float32", "float16"):
+        lora.fault("dtype", f"{dtype!r} is neither float32 nor float16")
+    return LoraGraph(_path(lora, "file"), dtype, layers)
+
+
+def _adapted_layer(item: JsonObject) -> AdaptedLayer:
+    outputs = JsonObject(item.take("outputs", dict, {}), item.faults, f"{item.at}outputs.")
+    norms = JsonObject(item.take("norms", dict, {}), item.faults, f"{item.at}norms.")
+    if not outputs.values or outputs.values.keys() != norms.values.keys():
+        item.fault("outputs", "and norms do not name the same layers")
+    return AdaptedLayer(
+        item.count("inputs", least=1),
+        {name: outputs.count(name, least=1) for name in outputs.values},
+        {name: float(norms.take(name, float, 0.0)) for name in norms.values},
+    )
 
 
 def _tensors(item: JsonObject, key: str) -> tuple[TensorSpec, ...]:
@@ -358,15 +419,18 @@ def _role_faults(manifest: Manifest) -> Iterator[str]:
 
 def _component_faults(component: Component, listed: set[str]) -> Iterator[str]:
     """Why this component cannot be made of these files."""
-    if not component.file.endswith(".onnx"):
-        # ONNX Runtime reads .ort as a format of its own, which nothing here looks into.
-        yield f"{component.file!r} does not end in .onnx"
+    for path in component.graphs:
+        if not path.endswith(".onnx"):
+            # ONNX Runtime reads .ort as a format of its own, which nothing here looks into.
+            yield f"{path!r} does not end in .onnx"
     for path in component.external_data:
         if not path.startswith(folder_prefix(component.file)):
             yield f"{path!r} is not below the folder of {component.file!r}"
-    for path in _repeated((component.file, *component.external_data)):
+    if component.lora is not None and folder_prefix(component.lora.file) != folder_prefix(component.file):
+        yield f"{component.lora.file!r} is not in the folder of {component.file!r}"
+    for path in _repeated((*component.graphs, *component.external_data)):
         yield f"{path!r} is named twice"
-    for path in sorted({component.file, *component.external_data} - listed):
+    for path in sorted({*component.graphs, *component.external_data} - listed):
         yield f"{path!r} is not listed in files"
 
 

@@ -43,8 +43,20 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--guidance", "--cfg-scale", type=float, help="how strictly to follow the prompt; 1 is off")
     parser.add_argument("--guidance-rescale", type=float, help="how much of guidance's contrast to take back, 0 to 1")
     parser.add_argument("--sampler", help="ddpm, ddim or dpm-solver, for diffusion models (default: the bundle's)")
-    parser.add_argument("--image", type=Path, metavar="FILE", help="picture to begin with, for diffusion models")
-    parser.add_argument("--strength", type=float, help="share of the steps to take on --image (default: 0.8)")
+    parser.add_argument(
+        "-i", "--init-image", type=Path, metavar="FILE", help="picture to begin with, for diffusion models"
+    )
+    parser.add_argument("--strength", type=float, help="share of the steps to take on --init-image (default: 0.8)")
+    parser.add_argument(
+        "--lora",
+        action="append",
+        default=[],
+        metavar="FILE[:SCALE]",
+        help="adapter to paint with, as strong as SCALE says (default: 1); may be given several times",
+    )
+    parser.add_argument(
+        "--lora-partial", action="store_true", help="use what fits of an adapter, where the rest would refuse it"
+    )
     parser.add_argument("--temperature", help="noise in the choice of tokens, e.g. 2 or 2,0 (first and last step)")
     parser.add_argument("-s", "--seed", type=int, default=-1, help="of the first picture; -1 draws one (default)")
     parser.add_argument("-b", "--batch-count", type=int, default=1, help="pictures to paint (default: 1)")
@@ -75,11 +87,17 @@ def run(arguments: argparse.Namespace) -> int:
 
     prompt = _prompt(arguments)
     width, height = _size(arguments)
-    if arguments.strength is not None and arguments.image is None:
-        raise UsageError("--strength says how far to leave --image; give that too")
+    if arguments.lora_partial and not arguments.lora:
+        raise UsageError("--lora-partial says how to take a --lora; give that too")
+    if arguments.strength is not None and arguments.init_image is None:
+        raise UsageError("--strength says how far to leave --init-image; give that too")
     targets = _Targets(arguments.output, arguments.batch_count)
     limits = {"ram": arguments.ram, "tiling": arguments.tiling}
     with pochade.load(arguments.model, device=arguments.device, threads=arguments.threads, **limits) as pipe:
+        for path, scale in map(_lora, arguments.lora):
+            lora = pipe.load_lora(path, scale, partial=arguments.lora_partial)
+            if not arguments.quiet:
+                print(f"note: {printable(str(lora))}", file=sys.stderr)
         result = _paint(
             pipe,
             arguments,
@@ -91,7 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
             guidance_scale=arguments.guidance,
             guidance_rescale=arguments.guidance_rescale,
             sampler=arguments.sampler,
-            image=_image(arguments.image),
+            image=_image(arguments.init_image),
             strength=arguments.strength,
             temperature=_temperature(arguments.temperature),
             num_images_per_prompt=arguments.batch_count,
@@ -207,6 +225,15 @@ def _size(arguments: argparse.Namespace) -> tuple[int | None, int | None]:
     if arguments.width is not None or arguments.height is not None:
         raise UsageError("give --size or --width and --height, not both")
     return size
+
+
+def _lora(text: str) -> tuple[Path, float]:
+    """File and scale; a colon that no number follows belongs to the name."""
+    name, _, tail = text.rpartition(":")
+    try:
+        return (Path(name), float(tail)) if name else (Path(text), 1.0)
+    except ValueError:
+        return Path(text), 1.0
 
 
 def _image(path: Path | None) -> Image | None:
