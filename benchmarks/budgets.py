@@ -2,7 +2,8 @@
 
 python -m pochade.benchmarks.budgets BUNDLE [BUNDLE ...] --sizes 512x512 1024x1024 --ram none 1G 1.2G [--json FILE]
 
-A prediction that is exceeded, and a limit that is, end it with exit code 1. Limits that are refused are told.
+A prediction that is exceeded, of the whole or of a phase, and a limit that is, end it with exit code 1. Limits that are
+refused are told. Phases are measured where the system lets a process count its peak anew (Linux).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
         ram = None if limit == "none" else read_bytes(limit, "--ram")
         row: dict[str, Any] = {"bundle": case.name, "size": size, "steps": args.steps, "ram": ram}
         try:
-            figures = run_once(replace(case, extra={"ram": ram}), settings, cold=False)
+            figures = run_once(replace(case, extra={"ram": ram, "phases": True}), settings, cold=False)
         except PochadeError as error:
             if error.exit_code != OutOfBudgetError.exit_code:
                 raise
@@ -49,9 +51,12 @@ def main(argv: list[str] | None = None) -> int:
             print(f"| {case.name} | {size} | {limit} | refused: {error} | | | |", flush=True)
         else:
             row |= {key: figures[key] for key in ("planned_peak", "peak_rss", "cpu", "threads", "plan")}
+            row |= {key: figures[key] for key in ("planned_peaks", "phase_peaks", "components")}
             ratio = row["planned_peak"] / row["peak_rss"]
             cells = (show_bytes(row["planned_peak"]), show_bytes(row["peak_rss"]), f"{ratio:.3f}", f"{row['cpu']:.0f}")
             print(f"| {case.name} | {size} | {limit} | {' | '.join(cells)} |", flush=True)
+            for line in _phases(row):
+                print(line, flush=True)
         rows.append(row)
         if args.json:
             report = {"kind": "pochade budgets", "machine": machine_card(), "rows": rows}
@@ -59,10 +64,19 @@ def main(argv: list[str] | None = None) -> int:
     return int(any(_exceeded(row) for row in rows))
 
 
+def _phases(row: dict[str, Any]) -> Iterator[str]:
+    """A line of the table for each phase that was measured."""
+    for name, planned in row["planned_peaks"].items():
+        if found := row["phase_peaks"].get(name):
+            yield f"| | {name} | | {show_bytes(planned)} | {show_bytes(found)} | {planned / found:.3f} | |"
+
+
 def _exceeded(row: dict[str, Any]) -> bool:
     """Whether more was taken than predicted, or than allowed."""
     if "refused" in row:
         return False
+    if any(row["phase_peaks"].get(name, 0) > planned for name, planned in row["planned_peaks"].items()):
+        return True
     return bool(row["peak_rss"] > min(row["planned_peak"], row["ram"] or row["planned_peak"]))
 
 

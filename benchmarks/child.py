@@ -12,7 +12,11 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pochade.benchmarks.phase_peaks import PhasePeaks
+    from pochade.runtime.pipeline import Pipeline
 
 
 def main() -> None:
@@ -27,6 +31,7 @@ def main() -> None:
     try:
         options = {key: job.get(key) for key in ("device", "threads", "ram")}
         with pochade.load(job["bundle"], **options) as pipe:
+            watched = _watched(pipe) if job.get("phases") else None
             loaded = time.perf_counter()
             result = pipe(job["prompt"], **job["settings"])
             painted = time.perf_counter()
@@ -40,9 +45,11 @@ def main() -> None:
                 "import_and_load": loaded - start,
                 "picture": painted - loaded,
                 "cpu": time.process_time(),
-                "peak_rss": result.peak_memory,
+                "peak_rss": watched.largest if watched else result.peak_memory,
+                "phase_peaks": watched.peaks if watched else None,
                 "planned_peak": plan.peak if plan else None,
                 "plan": plan.lines()[1:] if plan else None,
+                "planned_peaks": {name: way.peak for name, way in plan.phases.items()} if plan else None,
                 "threads": threads,
                 "providers": dict(result.providers),
                 "components": {name: asdict(times) for name, times in result.components.items()},
@@ -51,6 +58,12 @@ def main() -> None:
             }
         )
     )
+
+
+def _watched(pipe: Pipeline) -> PhasePeaks:
+    from pochade.benchmarks.phase_peaks import PhasePeaks
+
+    return PhasePeaks(pipe)
 
 
 def forget(bundle: Path) -> bool:

@@ -1,0 +1,64 @@
+"""Peaks of memory one component at a time: the kernel's own count, begun anew when a component's session closes."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from pochade.runtime.memory import peak_memory
+from pochade.runtime.pipeline import Pipeline
+from pochade.runtime.session import ComponentSession
+
+PHASES: Mapping[str, str] = {
+    "vae_encoder": "encode",
+    "text_encoder": "text",
+    "text_encoder_2": "text",
+    "condition": "condition",
+    "transformer": "denoise",
+    "sampler": "denoise",
+    "vq_decoder": "decode",
+    "vae_decoder": "decode",
+}
+"""Phase of a memory plan that a component belongs to."""
+
+
+class PhasePeaks:
+    """Largest resident set of this process in each phase of a call, in bytes.
+
+    What happens between two components counts for the second. Nothing is found where the system cannot begin anew
+    (all but Linux).
+    """
+
+    def __init__(self, pipe: Pipeline) -> None:
+        """Watch a pipeline from now on."""
+        self.peaks: dict[str, int] = {}
+        self._open = pipe._open
+        if _begin_anew():
+            pipe._open = self._watched  # type: ignore[method-assign]
+
+    @contextlib.contextmanager
+    def _watched(self, name: str) -> Iterator[ComponentSession]:
+        with self._open(name) as session:
+            yield session
+        phase, peak = PHASES.get(name, name), peak_memory() or 0
+        self.peaks[phase] = max(self.peaks.get(phase, 0), peak)
+        _begin_anew()
+
+    @property
+    def largest(self) -> int | None:
+        """Of the whole process, as `peak_memory` would tell it without being begun anew."""
+        last = peak_memory()
+        return max((*self.peaks.values(), last), default=None) if last is not None else None
+
+
+def _begin_anew() -> bool:
+    """Let `peak_memory` count from here on; whether this system can."""
+    if sys.platform != "linux":
+        return False
+    try:
+        Path("/proc/self/clear_refs").write_text("5", "ascii")
+    except OSError:
+        return False
+    return True
