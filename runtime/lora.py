@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,6 +42,11 @@ class Change:
     up: NDArray[np.float32]
     """(outputs, rank), zeros for layers of the product that stay as they are."""
 
+    @property
+    def squared_norm(self) -> float:
+        """|B A|^2 as the trace of (B^T B) (A A^T), which never makes the large matrix."""
+        return float(((self.up.T @ self.up) * (self.down @ self.down.T)).sum(dtype=np.float64))
+
 
 @dataclass(frozen=True)
 class Lora:
@@ -55,8 +62,15 @@ class Lora:
     used_keys: int
     unused: tuple[str, ...]
     """Names of the others."""
-    relative_norm: float
-    """Frobenius norm of all changes, `scale` in it, over that of the weights that they change."""
+    weight_norm: float
+    """Frobenius norm of the weights that it changes."""
+
+    @functools.cached_property
+    def relative_norm(self) -> float:
+        """Frobenius norm of all changes, `scale` in it, over that of the weights that they change."""
+        products = itertools.chain.from_iterable(some.values() for some in self.changes.values())
+        squares = sum(change.squared_norm for several in products for change in several)
+        return float(abs(self.scale) * squares**0.5 / self.weight_norm) if self.weight_norm else 0.0
 
     def __str__(self) -> str:
         """For people."""
@@ -85,7 +99,7 @@ def open_lora(path: Path, scale: float, bundle: Bundle, names: LoraNames, partia
     """
     file, layers = LoraFile.open(path), _Layers(bundle, names)
     found: dict[str, dict[str, list[Change]]] = defaultdict(lambda: defaultdict(list))
-    unused, used, changed = list(file.unknown), 0, 0.0
+    unused, used = list(file.unknown), 0
     whole: dict[tuple[str, str], float] = {}
     for name, low_rank in file.layers.items():
         places = layers.find(name)
@@ -95,7 +109,6 @@ def open_lora(path: Path, scale: float, bundle: Bundle, names: LoraNames, partia
         used += len(low_rank.keys)
         for component, product, change in _placed(file.path, name, low_rank, places):
             found[component][product.name].append(change)
-        changed += _squared_norm(low_rank)
         whole |= {(place.component, place.layer): place.norm for place in places}
     if not used:
         shown = ", ".join(unused[:SHOWN])
@@ -105,9 +118,8 @@ def open_lora(path: Path, scale: float, bundle: Bundle, names: LoraNames, partia
             f"{len(unused)} of its {used + len(unused)} keys have no place in this model ({', '.join(unused[:SHOWN])})"
         )
         raise InputRefusedError(str(path), [f"{shown}; --lora-partial uses the others"])
-    weights = sum(norm**2 for norm in whole.values())
     changes = {name: {product: tuple(several) for product, several in some.items()} for name, some in found.items()}
-    norm = abs(scale) * (changed / weights) ** 0.5 if weights else 0.0
+    norm = sum(norm**2 for norm in whole.values()) ** 0.5
     return Lora(path, scale, changes, used + len(unused), used, tuple(unused), norm)
 
 
@@ -214,9 +226,3 @@ def _placed(
         for place, part in here:
             up[place.start : place.start + place.width] = part
         yield product[0], whole, Change(low_rank.down, up)
-
-
-def _squared_norm(low_rank: LowRank) -> float:
-    """|B A|^2 as the trace of (B^T B) (A A^T), which never makes the large matrix."""
-    down, up = low_rank.down.astype(np.float64), low_rank.up.astype(np.float64)
-    return float(((up.T @ up) * (down @ down.T)).sum())

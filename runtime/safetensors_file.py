@@ -20,6 +20,8 @@ from pochade.strict_json import parse_object
 
 MAX_HEADER = 16 << 20
 """Bytes; that of a whole large model has less than one megabyte."""
+MAX_FILE = 4 << 30
+"""Bytes; the file is held in memory while its tensors are read."""
 
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4"}
 """Those that adapters come in; bfloat16 is read as the upper half of a float32."""
@@ -36,10 +38,10 @@ class StoredTensor:
 
 
 class SafetensorsFile:
-    """An opened file; tensors are read one by one."""
+    """A file in memory."""
 
     def __init__(self, path: Path) -> None:
-        """Read the header.
+        """Read the file.
 
         Raises:
             InputRefusedError: it is no safetensors file, or says what cannot be.
@@ -49,11 +51,15 @@ class SafetensorsFile:
             raise InputRefusedError(str(path), ["there is no such file; give the path of a .safetensors file"])
         try:
             size = path.stat().st_size
-            with path.open("rb") as file:
-                length = int.from_bytes(file.read(8), "little")
-                if not 2 <= length <= min(MAX_HEADER, size - 8):
-                    raise ValueError("is no safetensors file")
-                header = parse_object(file.read(length).decode())
+            if size > MAX_FILE:
+                raise ValueError(f"has {size} bytes, more than any adapter")
+            # Once, since a file has hundreds of tensors and loading an adapter should take milliseconds.
+            self._data = np.fromfile(path, np.uint8)
+            size = len(self._data)
+            length = int.from_bytes(self._data[:8].tobytes(), "little")
+            if not 2 <= length <= min(MAX_HEADER, size - 8):
+                raise ValueError("is no safetensors file")
+            header = parse_object(self._data[8 : 8 + length].tobytes().decode())
             self.metadata = _metadata(header.pop("__metadata__", {}))
             self.tensors = {name: _stored(name, entry, 8 + length, size) for name, entry in header.items()}
         except OSError as error:
@@ -65,9 +71,7 @@ class SafetensorsFile:
         """A tensor as float32."""
         stored = self.tensors[name]
         count = math.prod(stored.shape)
-        raw = np.fromfile(self.path, DTYPES[stored.dtype], count, offset=stored.start)
-        if len(raw) != count:
-            raise InputRefusedError(str(self.path), ["it became shorter while it was read"])
+        raw = np.frombuffer(self._data, DTYPES[stored.dtype], count, stored.start)
         wide = (raw.astype("<u4") << 16).view("<f4") if stored.dtype == "BF16" else raw.astype("<f4")
         return np.asarray(wide, np.float32).reshape(stored.shape)
 
