@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import get_args
 
 from pochade.bundle import Bundle
@@ -23,6 +24,7 @@ def load(
     device: str = "auto",
     threads: int | None = None,
     ram: int | str | None = None,
+    vram: int | str | None = None,
     tiling: Tiling = "auto",
 ) -> Pipeline:
     """Pipeline of a bundle; use it as a context manager, or `close` it.
@@ -34,21 +36,21 @@ def load(
         threads: per session; None takes the cores this process may use.
         ram: limit of this process's resident set, bytes or a size such as "1.5G"; calls are planned to stay below it,
             or refused. None for no limit.
+        vram: the same of the card's memory that sessions take, beside the context that CUDA makes for any program;
+            their allocators are held to it. Without effect where `auto` falls back to the CPU, which the result says.
         tiling: how the codec works, see `Tiling`.
 
     Raises:
         BundleNotFoundError: neither a folder nor an installed name.
         BundleInvalidError: damaged, unsafe, or of a family or format this version does not know.
         DeviceUnavailableError: the device cannot be had here.
-        UsageError: a value that cannot be meant, or a limit of main memory for a device with memory of its own.
+        UsageError: a value that cannot be meant, or a limit of a memory that the device does not have.
     """
     if threads is not None and not 1 <= threads <= MAX_THREADS:
         raise UsageError(f"threads is {threads}; it must be from 1 to {MAX_THREADS}")
     if tiling not in get_args(Tiling):
         raise UsageError(f"tiling is {tiling!r}; choose {', '.join(get_args(Tiling))}")
-    limit = read_bytes(ram, "ram") if isinstance(ram, str) else ram
-    if limit is not None and (isinstance(limit, bool) or limit <= 0):
-        raise UsageError(f"ram is {limit}; it must be above 0 bytes")
+    limits = {name: _limit(name, value) for name, value in (("ram", ram), ("vram", vram))}
     bundle = Bundle.open(resolve(os.fspath(model)))
     family, revision = bundle.manifest.family, bundle.manifest.family_revision
     if family not in FAMILIES:
@@ -61,8 +63,22 @@ def load(
             str(bundle.path), [f"revision {revision} of family {family}, this version reads {known}; export it again"]
         )
     chosen = choose(device)
-    if limit is not None and chosen.name != "cpu":
-        raise UsageError(
-            f"ram limits what a CPU takes, and the device is {chosen.name}; choose device cpu, or no limit"
-        )
-    return FAMILIES[family](bundle, chosen, threads, limit, tiling)
+    own, other = ("ram", "vram") if chosen.name == "cpu" else ("vram", "ram")
+    if limits[other] is not None and not (other == "vram" and device == "auto"):
+        raise UsageError(f"{other} limits a memory that device {chosen.name} does not use; give {own}, or no limit")
+    if limits[other] is not None:
+        chosen = replace(chosen, note=chosen.note or "there is no card that vram could be a limit of")
+    chosen = replace(chosen, memory_limit=limits["vram"])
+    return FAMILIES[family](bundle, chosen, threads, limits[own], tiling)
+
+
+def _limit(name: str, value: int | str | None) -> int | None:
+    """Bytes.
+
+    Raises:
+        UsageError: none, or no size.
+    """
+    limit = read_bytes(value, name) if isinstance(value, str) else value
+    if limit is not None and (isinstance(limit, bool) or limit <= 0):
+        raise UsageError(f"{name} is {limit}; it must be above 0 bytes")
+    return limit

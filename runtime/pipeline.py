@@ -21,8 +21,8 @@ from pochade.errors import BundleInvalidError, UsageError
 from pochade.machine import usable_cores
 from pochade.runtime.arguments import check_number
 from pochade.runtime.lora import Lora, LoraNames, open_lora, stacked
-from pochade.runtime.memory import return_freed_memory
-from pochade.runtime.plan import Plan, Way
+from pochade.runtime.memory import BARE_PROCESS, resident_memory, return_freed_memory
+from pochade.runtime.plan import Plan, Way, choose
 from pochade.runtime.providers import Device
 from pochade.runtime.session import ComponentSession, ComponentTimes, Observer, Stop
 
@@ -89,7 +89,7 @@ class Pipeline(ABC):
         bundle: Bundle,
         device: Device,
         threads: int | None = None,
-        ram: int | None = None,
+        memory_limit: int | None = None,
         tiling: Tiling = "auto",
     ) -> None:
         missing = [name for name in self.components if name not in bundle.manifest.components]
@@ -98,10 +98,11 @@ class Pipeline(ABC):
         self.bundle = bundle
         self.device = device
         self.threads = threads or usable_cores()
-        self.ram = ram
+        self.memory_limit = memory_limit
+        """Bytes that calls are planned for: of this process on a CPU, else of the card."""
         self.tiling = tiling
         self.plan: Plan | None = None
-        """How the latest call keeps within `ram`, known before it begins; None if the bundle does not tell enough."""
+        """How the latest call keeps within the limit, known before it begins; None if the bundle tells too little."""
         self.observer: Observer | None = None
         self._loras: list[Lora] = []
         self._stop = Stop()
@@ -238,6 +239,26 @@ class Pipeline(ABC):
             raise UsageError("the pipeline is closed; load the bundle again")
         self._stop = Stop()
         self._providers, self._timings, self._components = {}, {}, {}
+
+    def _plan(self, ways: Callable[[int], Mapping[str, Sequence[Way]]] | None) -> Plan | None:
+        """How to keep a call within the limit; None where there is none and the bundle does not tell enough.
+
+        Args:
+            ways: to run each phase, by what is taken already; None where the bundle does not tell.
+
+        Raises:
+            BundleInvalidError: there is a limit, and the bundle does not tell.
+            OutOfBudgetError: nothing fits.
+        """
+        if ways is None:
+            if self.memory_limit is None:
+                return None
+            raise BundleInvalidError(
+                str(self.bundle.path), ["a memory limit needs what it does not tell, being an old one; export it again"]
+            )
+        # A card's limit counts what sessions take, beside the context that CUDA makes for any program.
+        taken = (resident_memory() or BARE_PROCESS) if self.device.name == "cpu" else 0
+        return choose(ways(taken), self.memory_limit)
 
     def _lora_settings(self) -> dict[str, Any]:
         """For a picture's settings; nothing without adapters."""

@@ -28,6 +28,8 @@ class Device:
     """Asked for by name: a component that cannot run there is an error, not a silent fall to the CPU."""
     note: str = ""
     """Why `auto` did not take something faster."""
+    memory_limit: int | None = None
+    """Bytes of a card that each session's allocator may take at most."""
 
     @property
     def provider(self) -> str:
@@ -35,9 +37,15 @@ class Device:
         return PROVIDERS[self.name]
 
     @property
-    def provider_list(self) -> list[str]:
+    def provider_list(self) -> list[str | tuple[str, dict[str, str]]]:
         """What a session is opened with; the CPU stands behind a GPU for shape arithmetic."""
-        return [self.provider] if self.name == "cpu" else [self.provider, PROVIDERS["cpu"]]
+        if self.name == "cpu":
+            return [self.provider]
+        # The allocator's habit is to double what it takes each time it needs more.
+        options = {"arena_extend_strategy": "kSameAsRequested"}
+        if self.memory_limit is not None:
+            options["gpu_mem_limit"] = str(self.memory_limit)
+        return [(self.provider, options), PROVIDERS["cpu"]]
 
 
 def choose(name: str) -> Device:

@@ -39,7 +39,7 @@ from pochade.runtime.image import from_image, to_image
 from pochade.runtime.lora import LoraNames
 from pochade.runtime.memory import peak_memory
 from pochade.runtime.pipeline import Pipeline, Result, StepEvent
-from pochade.runtime.plan import Plan, choose
+from pochade.runtime.plan import Plan
 from pochade.runtime.rng import MAX_SEED, GaussianNoise, PhiloxGaussianNoise, random_seed
 from pochade.runtime.schedulers import SAMPLERS
 from pochade.runtime.schedulers.diffusion import DiffusionConfig, DiffusionScheduler
@@ -271,13 +271,7 @@ class HunyuanDiTPipeline(Pipeline):
             max(self._adapter_bytes(name) for name in self.components),
         )
         memory = MemoryModel.of(self.bundle, self._factor)
-        if memory is None:
-            if self.ram is None:
-                return None
-            raise BundleInvalidError(
-                str(self.bundle.path), ["a memory limit needs what it does not tell; export it again"]
-            )
-        return choose(memory.ways(work, self.tiling), self.ram)
+        return self._plan(None if memory is None else partial(memory.ways, work, self.tiling))
 
     def _grid(self, request: Request) -> tuple[int, int]:
         """Rows and columns of latents."""

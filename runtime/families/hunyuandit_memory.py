@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from pochade.bundle import Bundle
 from pochade.runtime.codec_memory import ASIDE, CodecMemory
-from pochade.runtime.memory import BARE_PROCESS, resident_memory
 from pochade.runtime.pipeline import Tiling
 from pochade.runtime.plan import Way
 
@@ -65,14 +64,13 @@ class MemoryModel:
         """
         try:
             model = cls(bundle, factor)
-            model.ways(Workload(1, 1, 1, 1, 1, False), "auto")
+            model.ways(Workload(1, 1, 1, 1, 1, False), "auto", 0)
         except (KeyError, IndexError, TypeError, ValueError, ZeroDivisionError):
             return None
         return model
 
-    def ways(self, work: Workload, tiling: Tiling) -> dict[str, list[Way]]:
-        """Ways to run each phase, the fastest first."""
-        base = resident_memory() or BARE_PROCESS
+    def ways(self, work: Workload, tiling: Tiling, base: int) -> dict[str, list[Way]]:
+        """Ways to run each phase, the fastest first, `base` being taken already."""
         modulation = work.steps * work.texts * self._rows * self._dim * FLOAT
         kept = modulation + work.texts * self._context * FLOAT
         encoders = max(self._weights("text_encoder"), self._weights("text_encoder_2"))

@@ -38,7 +38,7 @@ from pochade.runtime.image import to_image
 from pochade.runtime.lora import LoraNames
 from pochade.runtime.memory import peak_memory
 from pochade.runtime.pipeline import Pipeline, Result, StepEvent
-from pochade.runtime.plan import Plan, choose
+from pochade.runtime.plan import Plan
 from pochade.runtime.rng import MAX_SEED, Noise, PhiloxNoise, random_seed, uniform_row
 from pochade.runtime.schedulers.masked import MaskedSchedule, MaskingSchedule
 from pochade.runtime.session import ComponentSession, to_array
@@ -237,13 +237,7 @@ class MeissonicPipeline(Pipeline):
             max(self._adapter_bytes(name) for name in self.components),
         )
         memory = MemoryModel.of(self.bundle, self._factor)
-        if memory is None:
-            if self.ram is None:
-                return None
-            raise BundleInvalidError(
-                str(self.bundle.path), ["a memory limit needs what it does not tell, being an old one; export it again"]
-            )
-        return choose(memory.ways(work, self.tiling), self.ram)
+        return self._plan(None if memory is None else partial(memory.ways, work, self.tiling))
 
     def _paint(self, request: Request, noise: Noise) -> Iterator[StepEvent | Result]:
         """The phases: text, condition, denoise steps, decode; one of them in memory at a time."""

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from pochade.bundle import Bundle
 from pochade.runtime.codec_memory import ASIDE, CodecMemory
-from pochade.runtime.memory import BARE_PROCESS, resident_memory
 from pochade.runtime.pipeline import Tiling
 from pochade.runtime.plan import Way
 
@@ -62,14 +61,13 @@ class MemoryModel:
         """
         try:
             model = cls(bundle, factor)
-            model.ways(Workload(1, 1, 1, 1, 1), "auto")
+            model.ways(Workload(1, 1, 1, 1, 1), "auto", 0)
         except (KeyError, IndexError, TypeError, ValueError, ZeroDivisionError):
             return None
         return model
 
-    def ways(self, work: Workload, tiling: Tiling) -> dict[str, list[Way]]:
-        """Ways to run each phase, the fastest first."""
-        base = resident_memory() or BARE_PROCESS
+    def ways(self, work: Workload, tiling: Tiling, base: int) -> dict[str, list[Way]]:
+        """Ways to run each phase, the fastest first, `base` being taken already."""
         modulation = work.steps * work.texts * self._rows * self._dim * FLOAT
         return {
             "text": [Way(base + self._weights("text_encoder") + ASIDE + work.adapters)],

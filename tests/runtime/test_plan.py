@@ -45,7 +45,7 @@ def test_a_limit_changes_the_plan_and_not_the_picture(
             decoded.append(bool(inputs["recompute"]))
 
     # A tiny codec is nothing beside the process; only its own part is looked at.
-    monkeypatch.setattr("pochade.runtime.families.meissonic_memory.resident_memory", lambda: 1)
+    monkeypatch.setattr("pochade.runtime.pipeline.resident_memory", lambda: 1)
     call: dict[str, Any] = {"width": 512, "height": 512, "num_inference_steps": 1, "seed": 1}
     pictures = []
     needed: dict[str, Way] = {}
@@ -72,7 +72,7 @@ def test_a_limit_below_the_process_is_refused_before_anything_runs(
     bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # That of the tests holds whatever libraries earlier ones imported, over a gigabyte.
-    monkeypatch.setattr("pochade.runtime.families.meissonic_memory.resident_memory", lambda: 100_000_000)
+    monkeypatch.setattr("pochade.runtime.pipeline.resident_memory", lambda: 100_000_000)
     with pochade.load(bundles["monetico-tiny"], device="cpu", ram="10M") as pipe:
         pipe.observer = lambda *_: pytest.fail("a component ran")
         with pytest.raises(OutOfBudgetError, match=r"allow 0\.[0-9]+G or more"):
@@ -83,11 +83,11 @@ def test_phases_grow_with_what_is_asked_for(bundles: dict[str, Path]) -> None:
     with pochade.load(bundles["monetico-tiny"], device="cpu") as pipe:
         model = MemoryModel.of(pipe.bundle, 8)
     assert model is not None
-    small, large = (model.ways(Workload(n, n, n, 2, 1), "auto") for n in (8, 64))
+    small, large = (model.ways(Workload(n, n, n, 2, 1), "auto", 0) for n in (8, 64))
     assert small["text"][0].peak <= large["text"][0].peak
     for phase in ("condition", "denoise", "decode"):
         assert small[phase][0].peak < large[phase][0].peak
-    many = model.ways(Workload(8, 8, 8, 2, 500), "auto")
+    many = model.ways(Workload(8, 8, 8, 2, 500), "auto", 0)
     assert many["decode"][0].peak > small["decode"][0].peak
 
 
@@ -136,8 +136,27 @@ def test_limits_that_cannot_be_meant(bundles: dict[str, Path], options: dict[str
 
 def test_a_card_has_memory_of_its_own(bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pochade.runtime.loading.choose", lambda _: Device("cuda", required=False))
-    with pytest.raises(UsageError, match="the device is cuda"):
+    with pytest.raises(UsageError, match="ram limits a memory that device cuda does not use; give vram"):
         pochade.load(bundles["monetico-tiny"], ram="4G")
+    with pochade.load(bundles["monetico-tiny"], vram="4G") as pipe:
+        steps = pipe.stream("a fox", width=64, height=64)
+        # Opens nothing yet: what is planned are the sessions, with nothing taken before them.
+        assert pipe.plan is not None and pipe.plan.budget == 4 * 10**9
+        assert max(way.peak for way in pipe.plan.phases.values()) < 50_000_000
+        options = {"arena_extend_strategy": "kSameAsRequested", "gpu_mem_limit": "4000000000"}
+        assert pipe.device.provider_list == [("CUDAExecutionProvider", options), "CPUExecutionProvider"]
+        steps.close()  # type: ignore[attr-defined]
+    with pochade.load(bundles["monetico-tiny"], vram="1M") as pipe, pytest.raises(OutOfBudgetError, match="or more"):
+        pipe.stream("a fox", width=64, height=64)
+
+
+def test_a_limit_of_a_card_means_nothing_without_one(bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="vram limits a memory that device cpu does not use; give ram"):
+        pochade.load(bundles["monetico-tiny"], device="cpu", vram="4G")
+    monkeypatch.setattr("pochade.runtime.loading.choose", lambda _: Device("cpu", required=False))
+    with pochade.load(bundles["monetico-tiny"], vram="4G") as pipe:
+        result = pipe("a fox", width=64, height=64, num_inference_steps=1)
+    assert any("no card that vram" in note for note in result.notes)
 
 
 def test_the_process_knows_what_it_takes() -> None:

@@ -18,8 +18,6 @@ from pochade.errors import OutputError, UsageError
 from pochade.sizes import read_picture_size
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from pochade.runtime.pipeline import Pipeline, Result
 
 MAX_STDIN = 1 << 20
@@ -69,6 +67,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: all cores of this process)")
     parser.add_argument("--ram", help="most memory the program may take, e.g. 1G (default: no limit)")
+    parser.add_argument("--vram", help="most memory of a card that it may take, e.g. 4G (default: no limit)")
     parser.add_argument(
         "--tiling",
         default="auto",
@@ -92,7 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.strength is not None and arguments.init_image is None:
         raise UsageError("--strength says how far to leave --init-image; give that too")
     targets = _Targets(arguments.output, arguments.batch_count)
-    limits = {"ram": arguments.ram, "tiling": arguments.tiling}
+    limits = {"ram": arguments.ram, "vram": arguments.vram, "tiling": arguments.tiling}
     with pochade.load(arguments.model, device=arguments.device, threads=arguments.threads, **limits) as pipe:
         for path, scale in map(_lora, arguments.lora):
             lora = pipe.load_lora(path, scale, partial=arguments.lora_partial)
@@ -236,7 +235,7 @@ def _lora(text: str) -> tuple[Path, float]:
         return Path(text), 1.0
 
 
-def _image(path: Path | None) -> Image | None:
+def _image(path: Path | None) -> Any:
     if path is None:
         return None
     from pochade.runtime.image import open_image
