@@ -28,7 +28,8 @@ from pochade.runtime.session import ComponentSession, ComponentTimes, Observer, 
 
 Tiling = Literal["auto", "on", "off"]
 """How a codec works on a picture: `auto` and `on` a strip of rows at a time, `on` with as little memory as possible,
-`auto` if the limit of memory asks for that; `off` the whole picture at once. All paint the same picture."""
+`auto` if the limit of memory asks for that; `off` the whole picture at once. All paint the same picture, up to the
+rounding of what quantized codecs keep in float16."""
 
 
 MAX_SCALE = 1000.0

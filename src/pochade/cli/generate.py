@@ -72,7 +72,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--tiling",
         default="auto",
         choices=("auto", "on", "off"),
-        help="decode in strips, with least memory (on), or the whole picture at once (off); the picture is the same",
+        help="decode in strips, with least memory (on), or all at once (off); the same picture, up to rounding",
     )
     parser.add_argument("--no-metadata", action="store_true", help="do not write prompt and settings into the picture")
     add_json(parser, "settings, timings, peak memory and providers as JSON, instead of the paths")
