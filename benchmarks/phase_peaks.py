@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from pochade.bundle import Bundle
 from pochade.runtime.memory import peak_memory
 from pochade.runtime.pipeline import Pipeline
 from pochade.runtime.session import ComponentSession
@@ -17,6 +18,7 @@ PHASES: Mapping[str, str] = {
     "text_encoder_2": "text",
     "condition": "condition",
     "transformer": "denoise",
+    "controlnet": "denoise",
     "sampler": "denoise",
     "vq_decoder": "decode",
     "vae_decoder": "decode",
@@ -39,8 +41,10 @@ class PhasePeaks:
             pipe._open = self._watched  # type: ignore[method-assign]
 
     @contextlib.contextmanager
-    def _watched(self, name: str) -> Iterator[ComponentSession]:
-        with self._open(name) as session:
+    def _watched(
+        self, name: str, bundle: Bundle | None = None, called: str | None = None
+    ) -> Iterator[ComponentSession]:
+        with self._open(name, bundle, called) as session:
             yield session
         phase, peak = PHASES.get(name, name), peak_memory() or 0
         self.peaks[phase] = max(self.peaks.get(phase, 0), peak)

@@ -16,7 +16,7 @@ from torch.export import Dim
 
 from pochade.export.checkpoint import Tensors, empty
 from pochade.export.component import ComponentPlan, WeightSource
-from pochade.export.modules.hunyuan_dit import META_SIZES, HunyuanConfig, HunyuanDiT
+from pochade.export.modules.hunyuan_dit import META_SIZES, HunyuanConfig, HunyuanDiT, HunyuanNetwork
 from pochade.export.modules.masked_transformer import SINUSOID_DIM, sinusoid
 
 STYLE = 0
@@ -26,7 +26,7 @@ CONTROL_AXES = ("control_batch", "control_cells", "control_dim")
 """Of the transformer's input `controls`: those of its tokens, or 1 where there is no ControlNet."""
 
 
-class Condition(HunyuanDiT):
+class Condition(HunyuanNetwork):
     """Everything that depends on the prompt and the time alone, always in float32."""
 
     def __init__(self, config: HunyuanConfig) -> None:
@@ -35,7 +35,7 @@ class Condition(HunyuanDiT):
         # The style is a constant and therefore part of the bias.
         self.extra_in = nn.Linear(config.pooled_projection_dim + sizes, 4 * config.dim)
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         text_states: Tensor,
         text_mask: Tensor,
@@ -52,6 +52,10 @@ class Condition(HunyuanDiT):
         extra = embed.extra_embedder.linear_2(F.silu(self.extra_in(told)))
         context = self.context(text_states, text_mask, text_states_2, text_mask_2)
         return context, self.modulation(timesteps, extra)
+
+
+class DiTCondition(Condition, HunyuanDiT):  # type: ignore[misc]
+    """The transformer's."""
 
 
 class DenoiseStep(HunyuanDiT):
@@ -84,9 +88,9 @@ class DenoiseStep(HunyuanDiT):
         return self.join(x, *latent.shape[-2:]).float()
 
 
-def condition_plan(config: HunyuanConfig, weights: Tensors) -> ComponentPlan:
-    """Component `condition`; takes `image_meta_size` where the version does."""
-    module = empty(Condition, config)
+def condition_plan(config: HunyuanConfig, weights: Tensors, network: type[Condition] = DiTCondition) -> ComponentPlan:
+    """Component `condition` of a network; takes `image_meta_size` where the version does."""
+    module = empty(network, config)
     batch = Dim("batch", max=1024)
     shapes = {
         "text_states": (2, config.text_len, config.cross_attention_dim),
@@ -112,19 +116,41 @@ def condition_plan(config: HunyuanConfig, weights: Tensors) -> ComponentPlan:
             "modulation": ("steps", "batch", config.modulation_rows, config.dim),
         },
         outputs=("context", "modulation"),
-        weights=_stored(module, weights) | _extra_in(config, weights),
+        weights=stored(module, weights) | _extra_in(config, weights),
     )
 
 
 def transformer_plan(config: HunyuanConfig, weights: Tensors, dtype: torch.dtype) -> ComponentPlan:
     """Component `transformer`, computing in `dtype`; its input `controls` is zero where a run leaves it out."""
     module = empty(DenoiseStep, config, dtype)
+    inputs, dynamic, axes = step_ports(config)
+    return ComponentPlan(
+        name="transformer",
+        module=module,
+        inputs=inputs,
+        dynamic=dynamic,
+        axes=axes | {"noise_pred": axes["latent"]},
+        outputs=("noise_pred",),
+        weights=stored(module, weights) | patch_in(weights) | _patch_out(config, weights),
+        defaults=no_controls(config),
+    )
+
+
+def step_ports(
+    config: HunyuanConfig, *more_latents: str
+) -> tuple[dict[str, Tensor], dict[str, dict[int, Any]], dict[str, tuple[str | int, ...]]]:
+    """Inputs of a step, the free axes of each and their names; see `ComponentPlan`.
+
+    Args:
+        config: of the network.
+        *more_latents: names of inputs that are like `latent` and follow it.
+    """
     batch, height, width = Dim("batch", max=1024), Dim("grid_height", max=512), Dim("grid_width", max=512)
     steps, cells, patch = Dim("steps", max=4096), Dim("cells", max=1 << 18), config.patch_size
     # Grids with an odd and an even side, so that nothing is taken for a constant.
     rows, columns = 3, 4
-    inputs = {
-        "latent": torch.zeros(2, config.in_channels, rows * patch, columns * patch),
+    latents = ("latent", *more_latents)
+    inputs = {name: torch.zeros(2, config.in_channels, rows * patch, columns * patch) for name in latents} | {
         "context": torch.zeros(2, config.text_tokens, config.cross_attention_dim),
         "modulation": torch.zeros(3, 2, config.modulation_rows, config.dim),
         "step": torch.zeros(1, dtype=torch.int64),
@@ -132,8 +158,7 @@ def transformer_plan(config: HunyuanConfig, weights: Tensors, dtype: torch.dtype
         "rope_sin": torch.zeros(rows * columns, config.attention_head_dim // 2),
         "controls": torch.zeros(config.num_skips, 2, rows * columns, config.dim),
     }
-    dynamic: dict[str, dict[int, Any]] = {
-        "latent": {0: batch, 2: patch * height, 3: patch * width},
+    free: dict[str, dict[int, Any]] = {name: {0: batch, 2: patch * height, 3: patch * width} for name in latents} | {
         "context": {0: batch},
         "modulation": {0: steps, 1: batch},
         "rope_cos": {0: cells},
@@ -141,25 +166,20 @@ def transformer_plan(config: HunyuanConfig, weights: Tensors, dtype: torch.dtype
         "controls": {i + 1: Dim(name, max=1 << 18) for i, name in enumerate(CONTROL_AXES)},
     }
     axes: dict[str, tuple[str | int, ...]] = {
-        "latent": ("batch", config.in_channels, "height", "width"),
+        **dict.fromkeys(latents, ("batch", config.in_channels, "height", "width")),
         "context": ("batch", config.text_tokens, config.cross_attention_dim),
         "modulation": ("steps", "batch", config.modulation_rows, config.dim),
         "step": (1,),
         "rope_cos": ("cells", config.attention_head_dim // 2),
         "rope_sin": ("cells", config.attention_head_dim // 2),
         "controls": (config.num_skips, *CONTROL_AXES),
-        "noise_pred": ("batch", config.in_channels, "height", "width"),
     }
-    return ComponentPlan(
-        name="transformer",
-        module=module,
-        inputs=inputs,
-        dynamic=dynamic,
-        axes=axes,
-        outputs=("noise_pred",),
-        weights=_stored(module, weights) | _patches(config, weights),
-        defaults={"controls": torch.zeros(config.num_skips, 1, 1, 1)},
-    )
+    return inputs, free, axes
+
+
+def no_controls(config: HunyuanConfig) -> dict[str, Tensor]:
+    """Default of the input `controls`."""
+    return {"controls": torch.zeros(config.num_skips, 1, 1, 1)}
 
 
 def _extra_in(config: HunyuanConfig, source: Tensors) -> dict[str, WeightSource]:
@@ -177,22 +197,28 @@ def _extra_in(config: HunyuanConfig, source: Tensors) -> dict[str, WeightSource]
     return {"extra_in.weight": lambda: source[f"{key}.weight"][:, :told], "extra_in.bias": bias}
 
 
-def _patches(config: HunyuanConfig, source: Tensors) -> dict[str, WeightSource]:
-    """First and last layer as products; of the last one, the rows that predict v and not its spread (spec 5.7)."""
+def patch_in(source: Tensors) -> dict[str, WeightSource]:
+    """First layer as a product."""
+    return {
+        "patch_in.weight": lambda: source["pos_embed.proj.weight"].flatten(1),
+        "patch_in.bias": _reader(source, "pos_embed.proj.bias"),
+    }
+
+
+def _patch_out(config: HunyuanConfig, source: Tensors) -> dict[str, WeightSource]:
+    """Last layer as a product, of it the rows that predict v and not its spread (spec 5.7)."""
 
     def kept(key: str) -> Tensor:
         rows: Tensor = source[key].unflatten(0, (config.patch_size**2, -1))
         return rows[:, : config.in_channels].flatten(0, 1)
 
     return {
-        "patch_in.weight": lambda: source["pos_embed.proj.weight"].flatten(1),
-        "patch_in.bias": _reader(source, "pos_embed.proj.bias"),
         "patch_out.weight": lambda: kept("proj_out.weight"),
         "patch_out.bias": lambda: kept("proj_out.bias"),
     }
 
 
-def _stored(module: nn.Module, source: Tensors) -> dict[str, WeightSource]:
+def stored(module: nn.Module, source: Tensors) -> dict[str, WeightSource]:
     """A source for each parameter of `module` that the checkpoint holds under the same name."""
     keys = source.keys()
     return {name: _reader(source, name) for name, _ in module.named_parameters() if name in keys}

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pochade.errors import InputRefusedError
-from pochade.export.checkpoint import TensorFile, TensorFolder, Tensors, parse_config, read_json
+from pochade.export.checkpoint import TensorFile, TensorFolder, Tensors, empty, parse_config, read_json
 from pochade.export.hunyuan_keys import OriginalTensors, is_original
+from pochade.export.modules.hunyuan_controlnet import ControlNet, ControlNetConfig
 from pochade.export.modules.hunyuan_dit import HunyuanConfig
+
+C = TypeVar("C", bound=HunyuanConfig)
 
 STYLE_KEY = "time_extra_emb.style_embedder.weight"
 """Networks up to version 1.1 have it."""
@@ -102,12 +106,65 @@ class Layout:
         )
 
 
+@dataclass(frozen=True)
+class ControlNetLayout:
+    """An opened ControlNet: diffusers' folder, or Tencent's file."""
+
+    config: ControlNetConfig
+    weights: Tensors
+    """Under diffusers' keys."""
+
+    @classmethod
+    def open(cls, path: Path) -> ControlNetLayout:
+        """Layout of a folder that holds `config.json`, or of a file of tensors.
+
+        Raises:
+            InputRefusedError: it is neither, or its config cannot be meant.
+        """
+        if path.is_dir():
+            weights: Tensors = TensorFolder(path)
+            config = parse_config(ControlNetConfig, path / "config.json")
+            # Rather than the config, which does not say it up to version 1.1.
+            sized = STYLE_KEY in weights.keys()  # noqa: SIM118
+            return cls(replace(config, use_style_cond_and_image_meta_size=sized), weights)
+        file = TensorFile(path)
+        weights = OriginalTensors(file) if is_original(file.keys()) else file
+        config = controlnet_config_of(weights)
+        # Tencent's files hold more than the network uses, such as layers for skips that it does not have.
+        used = empty(ControlNet, config).state_dict().keys() & set(weights.keys())
+        return cls(config, weights.renamed({key: key for key in used}))
+
+
+def controlnet_config_of(weights: Tensors) -> ControlNetConfig:
+    """Config told by the shapes of a ControlNet's weights.
+
+    Raises:
+        InputRefusedError: those that tell it are missing, or cannot be meant.
+    """
+    # The first half of the blocks, but for the last of them.
+    layers = 2 * (sum(re.fullmatch(r"controlnet_blocks\.\d+\.weight", key) is not None for key in weights.keys()) + 1)  # noqa: SIM118
+    return _told(ControlNetConfig, weights, lambda: {"transformer_num_layers": layers, "learn_sigma": False})
+
+
 def config_of(weights: Tensors) -> HunyuanConfig:
     """Config told by the shapes of a network's weights.
 
     Raises:
         InputRefusedError: those that tell it are missing, or cannot be meant.
     """
+
+    def more() -> dict[str, Any]:
+        patch, channels = weights.shape("pos_embed.proj.weight")[2], weights.shape("pos_embed.proj.weight")[1]
+        return {
+            "num_layers": sum(key.endswith(".norm1.linear.weight") for key in weights.keys()),  # noqa: SIM118
+            "learn_sigma": weights.shape("proj_out.weight")[0] > patch**2 * channels,
+        }
+
+    return _told(HunyuanConfig, weights, more)
+
+
+def _told(kind: type[C], weights: Tensors, more: Callable[[], dict[str, Any]]) -> C:
+    """Config of values that all networks tell alike, and of some more."""
     keys = weights.keys()
     try:
         dim, channels, patch, _ = weights.shape("pos_embed.proj.weight")
@@ -119,7 +176,6 @@ def config_of(weights: Tensors) -> HunyuanConfig:
             "hidden_size": dim,
             "in_channels": channels,
             "patch_size": patch,
-            "num_layers": sum(key.endswith(".norm1.linear.weight") for key in keys),
             # Half a channel more, so that cutting to a whole number gives this one.
             "mlp_ratio": (weights.shape("blocks.0.ff.net.0.proj.weight")[0] + 0.5) / dim,
             "cross_attention_dim": weights.shape("text_embedding_padding")[1],
@@ -127,10 +183,9 @@ def config_of(weights: Tensors) -> HunyuanConfig:
             "pooled_projection_dim": weights.shape("time_extra_emb.pooler.c_proj.weight")[0],
             "text_len": weights.shape("text_embedding_padding")[0] - text_len_t5,
             "text_len_t5": text_len_t5,
-            "learn_sigma": weights.shape("proj_out.weight")[0] > patch**2 * channels,
             "use_style_cond_and_image_meta_size": STYLE_KEY in keys,
         }
-        return HunyuanConfig.from_dict(values)
+        return kind.from_dict(values | more())
     except KeyError as error:
         raise InputRefusedError(str(weights.where), [f"it is no HunyuanDiT: tensor {error} is missing"]) from None
     except (ValueError, IndexError, ZeroDivisionError) as error:

@@ -20,6 +20,7 @@ from pochade.export.trace import save
 from pochade.lora_graph import find_sites, save_lora_graph
 from pochade.session_memory import weight_bytes
 
+TOKENIZER = "tokenizer.json"
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 Progress = Callable[[str, int, int], None]
@@ -42,7 +43,7 @@ def export_checkpoint(
     Weights are streamed one by one, so memory stays far below the size of the checkpoint.
 
     Args:
-        checkpoint: folder as published.
+        checkpoint: folder as published, or the file where a family is published as one.
         target: folder to make.
         dtype: `fp32`, or `fp16` for weights and for the activations of text encoder and transformer; what has to
             be float32 (condition, sampler, codec) computes in float32 from weights stored as float16.
@@ -71,7 +72,9 @@ def export_checkpoint(
                 path = writer.path / component.file
                 component = replace(component, lora=save_lora_graph(path, find_sites(ir.load(path))))
             components[name] = component
-        model.tokenizer().save(str(writer.path / "tokenizer.json"), pretty=False)
+        first = model.tokenizer()
+        if first is not None:
+            first.save(str(writer.path / TOKENIZER), pretty=False)
         more_tokenizers = {}
         for name, tokenizer in model.more_tokenizers().items():
             more_tokenizers[name] = f"{name}_tokenizer.json"
@@ -80,9 +83,9 @@ def export_checkpoint(
             name=writer.target.name,
             family=row.family,
             family_revision=model.revision,
-            task="text-to-image",
+            task=model.task,
             components=components,
-            tokenizer="tokenizer.json",
+            tokenizer=TOKENIZER if first is not None else None,
             scheduler=model.scheduler_manifest(),
             defaults=dict(row.defaults),
             source=_source(row, checkpoint, {"text_encoder": text_encoder, "transformer": transformer}),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import get_args
 
 from pochade.bundle import Bundle
 from pochade.errors import BundleInvalidError, UsageError
+from pochade.runtime.companion import Companion
 from pochade.runtime.families import FAMILIES
 from pochade.runtime.locate import resolve
 from pochade.runtime.pipeline import Pipeline, Tiling
@@ -26,6 +28,7 @@ def load(
     ram: int | str | None = None,
     vram: int | str | None = None,
     tiling: Tiling = "auto",
+    controlnets: Sequence[str | os.PathLike[str]] = (),
 ) -> Pipeline:
     """Pipeline of a bundle; use it as a context manager, or `close` it.
 
@@ -39,18 +42,39 @@ def load(
         vram: the same of the card's memory that sessions take, beside the context that CUDA makes for any program;
             their allocators are held to it. Without effect where `auto` falls back to the CPU, which the result says.
         tiling: how the codec works, see `Tiling`.
+        controlnets: bundles of ControlNets, folders or installed names, for models that can follow a picture.
 
     Raises:
         BundleNotFoundError: neither a folder nor an installed name.
         BundleInvalidError: damaged, unsafe, or of a family or format this version does not know.
         DeviceUnavailableError: the device cannot be had here.
-        UsageError: a value that cannot be meant, or a limit of a memory that the device does not have.
+        UsageError: a value that cannot be meant, a limit of a memory that the device does not have, a bundle that is
+            no model to paint with, or a ControlNet that does not fit it.
     """
     if threads is not None and not 1 <= threads <= MAX_THREADS:
         raise UsageError(f"threads is {threads}; it must be from 1 to {MAX_THREADS}")
     if tiling not in get_args(Tiling):
         raise UsageError(f"tiling is {tiling!r}; choose {', '.join(get_args(Tiling))}")
     limits = {name: _limit(name, value) for name, value in (("ram", ram), ("vram", vram))}
+    bundle, family = _open(model)
+    if issubclass(family, Companion):
+        raise UsageError(f"{bundle.path} {family.use}")
+    nets = [_open(net) for net in controlnets]
+    chosen = choose(device)
+    own, other = ("ram", "vram") if chosen.name == "cpu" else ("vram", "ram")
+    if limits[other] is not None and not (other == "vram" and device == "auto"):
+        raise UsageError(f"{other} limits a memory that device {chosen.name} does not use; give {own}, or no limit")
+    if limits[other] is not None:
+        chosen = replace(chosen, note=chosen.note or "there is no card that vram could be a limit of")
+    chosen = replace(chosen, memory_limit=limits["vram"])
+    pipeline = family(bundle, chosen, threads, limits[own], tiling)
+    for net, kind in nets:
+        pipeline.add_controlnet(kind(net, chosen, threads))
+    return pipeline
+
+
+def _open(model: str | os.PathLike[str]) -> tuple[Bundle, type[Pipeline]]:
+    """A bundle and the class of its family."""
     bundle = Bundle.open(resolve(os.fspath(model)))
     family, revision = bundle.manifest.family, bundle.manifest.family_revision
     if family not in FAMILIES:
@@ -62,14 +86,7 @@ def load(
         raise BundleInvalidError(
             str(bundle.path), [f"revision {revision} of family {family}, this version reads {known}; export it again"]
         )
-    chosen = choose(device)
-    own, other = ("ram", "vram") if chosen.name == "cpu" else ("vram", "ram")
-    if limits[other] is not None and not (other == "vram" and device == "auto"):
-        raise UsageError(f"{other} limits a memory that device {chosen.name} does not use; give {own}, or no limit")
-    if limits[other] is not None:
-        chosen = replace(chosen, note=chosen.note or "there is no card that vram could be a limit of")
-    chosen = replace(chosen, memory_limit=limits["vram"])
-    return FAMILIES[family](bundle, chosen, threads, limits[own], tiling)
+    return bundle, FAMILIES[family]
 
 
 def _limit(name: str, value: int | str | None) -> int | None:

@@ -121,6 +121,15 @@ class Pipeline(ABC):
             BundleInvalidError: it is not there.
         """
 
+    def add_controlnet(self, net: Pipeline) -> None:
+        """Let the calls to come follow a picture with this opened ControlNet, beside those that were added before.
+
+        Raises:
+            UsageError: the family takes none, or not this one.
+        """
+        family = self.bundle.manifest.family
+        raise UsageError(f"{self.bundle.path}, a model of {family}, takes no ControlNet; leave {net.bundle.path} away")
+
     def run_component(self, name: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run one component alone, arrays in and out; `bundle.manifest` tells names, types and shapes.
 
@@ -284,16 +293,16 @@ class Pipeline(ABC):
             self._timings[phase] = self._timings.get(phase, 0.0) + time.perf_counter() - start
 
     @contextlib.contextmanager
-    def _open(self, name: str) -> Iterator[ComponentSession]:
+    def _open(self, name: str, bundle: Bundle | None = None, called: str | None = None) -> Iterator[ComponentSession]:
+        """A session of a component, of another bundle if one is given, told of under the name `called`."""
         # What earlier phases freed in small pieces; up to 30 MB below the weights to come.
         return_freed_memory()
-        times = self._components.setdefault(name, ComponentTimes())
-        lora = self.bundle.manifest.components[name].lora
+        times = self._components.setdefault(called or name, ComponentTimes())
+        source = bundle or self.bundle
+        lora = source.manifest.components[name].lora if source is self.bundle else None
         adapters = stacked(self._loras, name, lora.dtype) if lora is not None else {}
-        session = ComponentSession(
-            self.bundle, name, self.device, self.threads, self._stop, self.observer, times, adapters
-        )
-        self._providers[name] = session.provider
+        session = ComponentSession(source, name, self.device, self.threads, self._stop, self.observer, times, adapters)
+        self._providers[called or name] = session.provider
         try:
             yield session
         finally:

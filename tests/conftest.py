@@ -60,3 +60,18 @@ def hunyuan_bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple
         export_checkpoint(checkpoint, folder / version)
         made[version] = (checkpoint, folder / version)
     return made
+
+
+@pytest.fixture(scope="session")
+def hunyuan_controlnets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
+    """Checkpoint and fp32 bundle of tiny ControlNets, by version."""
+    from pochade.export.write import export_checkpoint
+    from tests import hunyuan, hunyuan_checkpoint
+
+    folder = tmp_path_factory.mktemp("controlnets")
+    made = {}
+    for version in hunyuan.VERSIONS:
+        checkpoint = hunyuan_checkpoint.write_controlnet(folder / f"HunyuanDiT-{version}-Canny", version)
+        export_checkpoint(checkpoint, folder / version)
+        made[version] = (checkpoint, folder / version)
+    return made

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.models.controlnets.controlnet_hunyuan import HunyuanDiT2DControlNetModel
 from diffusers.models.transformers.hunyuan_transformer_2d import HunyuanDiT2DModel
 from torch import Tensor
 
@@ -44,12 +45,30 @@ def transformer(version: str, seed: int = 0) -> HunyuanDiT2DModel:
     """Reference network with random weights, norms and biases included."""
     torch.manual_seed(seed)
     model = HunyuanDiT2DModel(**TRANSFORMER, use_style_cond_and_image_meta_size=version == "v1.1")
+    trained: HunyuanDiT2DModel = _trained(model)
+    return trained
+
+
+def controlnet(version: str, seed: int = 7) -> HunyuanDiT2DControlNetModel:
+    """Reference ControlNet with random weights, those included that training begins with as zeros."""
+    torch.manual_seed(seed)
+    values = {name: value for name, value in TRANSFORMER.items() if name not in ("num_layers", "learn_sigma")}
+    sized, layers = version == "v1.1", TRANSFORMER["num_layers"]
+    net = HunyuanDiT2DControlNetModel(**values, transformer_num_layers=layers, use_style_cond_and_image_meta_size=sized)
+    with torch.no_grad():
+        for layer in (net.input_block, *net.controlnet_blocks):
+            layer.weight.copy_(torch.randn(layer.weight.shape) / layer.weight.shape[0] ** 0.5)
+    trained: HunyuanDiT2DControlNetModel = _trained(net)
+    return trained
+
+
+def _trained(model: Any) -> Any:
+    """Frozen, with norms and biases that are not as they begin."""
     with torch.no_grad():
         for name, value in model.named_parameters():
             if value.ndim == 1:
                 value.copy_(float("norm" in name and name.endswith("weight")) + 0.1 * torch.randn(value.shape))
-    frozen: HunyuanDiT2DModel = model.eval().requires_grad_(False)
-    return frozen
+    return model.eval().requires_grad_(False)
 
 
 def text_inputs(batch: int = 2, seed: int = 1) -> dict[str, Tensor]:

@@ -71,6 +71,26 @@ def write_original(folder: Path, version: str, seed: int = 0, file: str = "pytor
     return folder
 
 
+def write_controlnet(folder: Path, version: str, seed: int = 7) -> Path:
+    """The folder, holding a ControlNet as diffusers publishes it."""
+    hunyuan.controlnet(version, seed).save_pretrained(folder)
+    if version == "v1.1":
+        path = folder / "config.json"
+        values = json.loads(path.read_text())
+        del values["use_style_cond_and_image_meta_size"]
+        path.write_text(json.dumps(values))
+    return folder
+
+
+def write_original_controlnet(file: Path, version: str, seed: int = 7) -> Path:
+    """The file, holding the same ControlNet as Tencent publishes it, with layers that nothing uses."""
+    state = to_original(hunyuan.controlnet(version, seed).state_dict())
+    width = hunyuan.TRANSFORMER["hidden_size"]
+    state |= {"blocks.0.skip_linear.weight": torch.zeros(width, 2 * width), "blocks.0.skip_norm.bias": torch.zeros(3)}
+    torch.save(state, file)
+    return file
+
+
 def vae() -> Any:
     """SDXL's codec with other widths."""
     torch.manual_seed(5)

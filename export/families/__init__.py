@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 
 from pochade.export.families.dimo import Dimo
 from pochade.export.families.hunyuandit import HunyuanDiT
+from pochade.export.families.hunyuandit_controlnet import HunyuanControlNet
 from pochade.export.families.meissonic import Meissonic
 
 
@@ -22,6 +23,8 @@ class Exportable(Protocol):
     """Of component and tensor names; the runtime's family reads it."""
     lora_components: ClassVar[tuple[str, ...]]
     """Components whose linear layers low-rank changes can be added to."""
+    task: ClassVar[str]
+    """What a bundle of it is for, see docs/bundle-format.md."""
 
     @classmethod
     def open(cls, path: Path, text_encoder: Path | None = None, transformer: Path | None = None) -> Self:
@@ -35,8 +38,8 @@ class Exportable(Protocol):
     def graphs(self, dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], ir.Model]]]:
         """Name and builder of every component."""
 
-    def tokenizer(self) -> Tokenizer:
-        """Of the first text encoder."""
+    def tokenizer(self) -> Tokenizer | None:
+        """Of the first text encoder; None where there is no text encoder."""
 
     def more_tokenizers(self) -> dict[str, Tokenizer]:
         """Of the others, by the component's name."""
@@ -48,5 +51,10 @@ class Exportable(Protocol):
         """Bytes per pixel of the layers that a component keeps, for the memory plan."""
 
 
-FAMILIES: Mapping[str, type[Exportable]] = {"hunyuandit": HunyuanDiT, "meissonic": Meissonic, "dimo": Dimo}
+FAMILIES: Mapping[str, type[Exportable]] = {
+    "hunyuandit": HunyuanDiT,
+    "hunyuandit-controlnet": HunyuanControlNet,
+    "meissonic": Meissonic,
+    "dimo": Dimo,
+}
 """Opened checkpoint of each family that a recipe may name."""

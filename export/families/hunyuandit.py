@@ -47,6 +47,7 @@ class HunyuanDiT:
 
     revision: ClassVar[int] = REVISION
     lora_components: ClassVar[tuple[str, ...]] = ("text_encoder", "condition", "transformer")
+    task: ClassVar[str] = "text-to-image"
 
     @classmethod
     def open(cls, path: Path, text_encoder: Path | None = None, transformer: Path | None = None) -> HunyuanDiT:

@@ -202,6 +202,7 @@ class Meissonic:
 
     revision: ClassVar[int] = REVISION
     lora_components: ClassVar[tuple[str, ...]] = ("text_encoder", "condition", "transformer")
+    task: ClassVar[str] = "text-to-image"
 
     def graphs(self, dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], ir.Model]]]:
         """Name and builder of every component; text encoder and transformer compute in `dtype`, others in float32."""

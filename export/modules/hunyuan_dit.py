@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name everyone gives it
@@ -76,7 +76,7 @@ class HunyuanConfig:
         return self.pooled_projection_dim + sized
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> HunyuanConfig:
+    def from_dict(cls, values: dict[str, Any]) -> Self:
         """Config from the published JSON.
 
         Raises:
@@ -258,8 +258,10 @@ class TimeExtraEmbed(nn.Module):
         return self.extra_embedder(torch.cat(told, dim=-1))
 
 
-class HunyuanDiT(nn.Module):
-    """Prediction of v for latents; every method takes and gives what the published class computes."""
+class HunyuanNetwork(nn.Module):
+    """What the transformer and its ControlNets have in common; subclasses add the blocks."""
+
+    blocks: nn.ModuleList
 
     def __init__(self, config: HunyuanConfig) -> None:
         super().__init__()
@@ -270,11 +272,12 @@ class HunyuanDiT(nn.Module):
         self.text_embedding_padding = nn.Parameter(torch.empty(config.text_tokens, config.cross_attention_dim))
         self.pos_embed = PatchEmbed(config)
         self.time_extra_emb = TimeExtraEmbed(config)
-        half = config.num_layers // 2
-        self.blocks = nn.ModuleList(Block(config, skip=i > half) for i in range(config.num_layers))
-        self.norm_out = OutNorm(config.dim)
-        channels = config.in_channels * (2 if config.learn_sigma else 1)
-        self.proj_out = nn.Linear(config.dim, config.patch_size**2 * channels)
+
+    def modulators(self) -> list[Any]:
+        """Layers whose outputs, side by side, are one step of the modulation."""
+        # A ModuleList does not tell what it holds.
+        blocks: Iterable[Any] = self.blocks
+        return [block.norm1.linear for block in blocks]
 
     def context(self, states: Tensor, mask: Tensor, states_t5: Tensor, mask_t5: Tensor) -> Tensor:
         """Text tokens of both encoders, (batch, text_len + text_len_t5, cross_attention_dim).
@@ -286,7 +289,7 @@ class HunyuanDiT(nn.Module):
         return torch.where(is_text, joined, self.text_embedding_padding)
 
     def modulation(self, timesteps: Tensor, extra: Tensor) -> Tensor:
-        """Shift of every block, then scale and shift of the last norm, (steps, batch, num_layers + 2, dim).
+        """Shift of every block, of a transformer then scale and shift of the last norm, (steps, batch, rows, dim).
 
         Args:
             timesteps: 0 to 999, (steps).
@@ -294,10 +297,7 @@ class HunyuanDiT(nn.Module):
         """
         time = self.time_extra_emb.timestep_embedder(sinusoid(timesteps)[:, None])  # steps, 1, dim
         h = F.silu(time + extra[:, 0])
-        # A ModuleList does not tell what it holds.
-        blocks: Iterable[Any] = self.blocks
-        layers = [block.norm1.linear for block in blocks] + [self.norm_out.linear]
-        return torch.cat([layer(h) for layer in layers], dim=-1).unflatten(-1, (-1, self.config.dim))
+        return torch.cat([layer(h) for layer in self.modulators()], dim=-1).unflatten(-1, (-1, self.config.dim))
 
     def stem(self, patches: Tensor) -> Tensor:
         """Tokens (batch, cells, dim) of flat patches as `cut` gives them."""
@@ -308,6 +308,22 @@ class HunyuanDiT(nn.Module):
         patch = self.config.patch_size
         cells = latent.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))  # batch, channels, rows, p, columns, p
         return cells.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+
+
+class HunyuanDiT(HunyuanNetwork):
+    """Prediction of v for latents; every method takes and gives what the published class computes."""
+
+    def __init__(self, config: HunyuanConfig) -> None:
+        super().__init__(config)
+        half = config.num_layers // 2
+        self.blocks = nn.ModuleList(Block(config, skip=i > half) for i in range(config.num_layers))
+        self.norm_out = OutNorm(config.dim)
+        channels = config.in_channels * (2 if config.learn_sigma else 1)
+        self.proj_out = nn.Linear(config.dim, config.patch_size**2 * channels)
+
+    def modulators(self) -> list[Any]:
+        """See `HunyuanNetwork`."""
+        return [*super().modulators(), self.norm_out.linear]
 
     def join(self, patches: Tensor, height: int, width: int) -> Tensor:
         """(batch, cells, patch * patch * channels) -> (batch, channels, height, width)."""

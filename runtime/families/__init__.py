@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from pochade.runtime.families.dimo import DimoPipeline
 from pochade.runtime.families.hunyuandit import HunyuanDiTPipeline
+from pochade.runtime.families.hunyuandit_controlnet import HunyuanControlNet
 from pochade.runtime.families.meissonic import MeissonicPipeline
 from pochade.runtime.pipeline import Pipeline
 
@@ -13,5 +14,6 @@ FAMILIES: Mapping[str, type[Pipeline]] = {
     "meissonic": MeissonicPipeline,
     "dimo": DimoPipeline,
     "hunyuandit": HunyuanDiTPipeline,
+    "hunyuandit-controlnet": HunyuanControlNet,
 }
 """Pipeline class of each family that a bundle may name."""

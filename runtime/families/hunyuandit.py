@@ -32,6 +32,7 @@ from pochade.runtime.arguments import (
     check_whole,
     read_prompts,
 )
+from pochade.runtime.families.hunyuandit_controlnet import Control, HunyuanControlNet, read_controls
 from pochade.runtime.families.hunyuandit_memory import MemoryModel, Workload
 from pochade.runtime.guidance import guided
 from pochade.runtime.hunyuan_grid import nearest_size, rotary_tables
@@ -92,6 +93,10 @@ Latent = NDArray[np.float32]
 """(1, channels, height / factor, width / factor)"""
 
 
+Condition = Mapping[str, tuple[Any, Any]]
+"""Text tokens and modulation of all steps, by text."""
+
+
 @dataclass(frozen=True)
 class Request:
     """A call with every default filled in and every value checked."""
@@ -109,6 +114,9 @@ class Request:
     image: Image.Image | None
     """To begin with, of any size."""
     strength: float
+    control_images: tuple[Image.Image, ...]
+    """What each ControlNet looks at, of any size; empty where none takes part."""
+    control_scales: tuple[float, ...]
 
     @property
     def guided(self) -> bool:
@@ -127,6 +135,15 @@ class HunyuanDiTPipeline(Pipeline):
     revisions: ClassVar = REVISIONS
     lora_names: ClassVar = LORA_NAMES
     components: ClassVar = (*ENCODERS, "condition", "transformer", "vae_decoder")
+
+    _nets: tuple[HunyuanControlNet, ...] = ()
+
+    def add_controlnet(self, net: Pipeline) -> None:
+        """See `Pipeline`."""
+        if not isinstance(net, HunyuanControlNet):
+            raise UsageError(f"{net.bundle.path} is no ControlNet but a bundle of {net.bundle.manifest.family}")
+        net.check_model(self.bundle)
+        self._nets += (net,)
 
     def _read_bundle(self, bundle: Bundle) -> None:
         manifest = bundle.manifest
@@ -168,6 +185,8 @@ class HunyuanDiTPipeline(Pipeline):
         sampler: str | None = None,
         image: Image.Image | None = None,
         strength: float = 0.8,
+        control_image: Image.Image | Sequence[Image.Image] | None = None,
+        controlnet_conditioning_scale: float | Sequence[float] | None = None,
         noise: GaussianNoise | None = None,
     ) -> Iterator[StepEvent | Result]:
         """Yield a `StepEvent` after every denoise step and last the `Result`; closing the generator cancels.
@@ -188,6 +207,9 @@ class HunyuanDiTPipeline(Pipeline):
             sampler: a name of `pochade.runtime.schedulers.SAMPLERS`.
             image: a picture to begin with, brought to width and height; needs a bundle with `vae_encoder`.
             strength: share of the steps that are taken on `image`, above 0 and at most 1.
+            control_image: what the ControlNets follow, a map of edges, depth or pose as they were trained on, for all
+                of them or one each; brought to width and height.
+            controlnet_conditioning_scale: how strictly, for all of them or one each.
             noise: supplies all noise in place of the seed, to repeat a recorded run.
 
         Raises:
@@ -218,6 +240,7 @@ class HunyuanDiTPipeline(Pipeline):
         check_number("strength", strength, 0.0, 1.0)
         if image is not None:
             self._check_image(values["num_inference_steps"], strength)
+        controls = read_controls(self._nets, control_image, controlnet_conditioning_scale)
         prompts, negatives = read_prompts(prompt, values["negative_prompt"])
         request = Request(
             # Published pipelines take the white space around a prompt away.
@@ -232,6 +255,7 @@ class HunyuanDiTPipeline(Pipeline):
             seed,
             image,
             float(strength),
+            *controls,
         )
         self._scheduler(request)  # says what is wrong with the number of steps before anything is loaded
         self.plan = self._planned(request)
@@ -241,6 +265,8 @@ class HunyuanDiTPipeline(Pipeline):
         """See `Pipeline.read_settings`."""
         if settings.get("strength") is not None:
             raise UsageError("it was begun with another picture, which it does not carry")
+        if settings.get("controlnets"):
+            raise UsageError("it follows a control image, which it does not carry")
         return super().read_settings(settings)
 
     def _check_image(self, steps: int, strength: float) -> None:
@@ -267,11 +293,15 @@ class HunyuanDiTPipeline(Pipeline):
             request.num_inference_steps,
             len(request.texts),
             len(request.prompts),
-            request.image is not None,
+            request.image is not None or bool(request.control_images),
             max(self._adapter_bytes(name) for name in self.components),
         )
-        memory = MemoryModel.of(self.bundle, self._factor)
+        memory = MemoryModel.of(self.bundle, self._factor, self._used_nets(request))
         return self._plan(None if memory is None else partial(memory.ways, work, self.tiling))
+
+    def _used_nets(self, request: Request) -> list[Bundle]:
+        """Of the ControlNets that take part in a call."""
+        return [net.bundle for net in self._nets[: len(request.control_images)]]
 
     def _grid(self, request: Request) -> tuple[int, int]:
         """Rows and columns of latents."""
@@ -281,10 +311,10 @@ class HunyuanDiTPipeline(Pipeline):
         """The phases: picture, text, condition, denoise steps, decode; one of them in memory at a time."""
         self._begin()
         start = time.perf_counter()
-        initial = self._encode_image(request)
+        pictures = self._encode_images(request)
         states, notes = self._encode(request)
         # Passed on without a name here, so that decoding does not find it still in memory.
-        finished = yield from self._denoise(request, self._condition(request, states), initial, noise, start)
+        finished = yield from self._denoise(request, self._conditions(request, states), pictures, noise, start)
         images = self._decode(finished)
         self._timings["total"] = time.perf_counter() - start
         yield Result(
@@ -298,17 +328,19 @@ class HunyuanDiTPipeline(Pipeline):
             dict(self._components),
         )
 
-    def _encode_image(self, request: Request) -> Latent | None:
-        """Latents of the picture to begin with."""
-        if request.image is None:
-            return None
-        rows, columns = self._grid(request)
-        pixels = from_image(
-            request.image.convert("RGB").resize((request.width, request.height), Image.Resampling.LANCZOS)
-        )
+    def _encode_images(self, request: Request) -> list[Latent]:
+        """Latents of the control images, and last of the picture to begin with."""
+        images = [*request.control_images, *([] if request.image is None else [request.image])]
+        if not images:
+            return []
+        strips, latents = np.array([strip_count(*self._grid(request), self._factor)]), {}
         with self._phase("encode"), self._open("vae_encoder") as encoder:
-            strips = np.array([strip_count(rows, columns, self._factor)])
-            return to_array(encoder.run({"image": pixels, "strips": strips})["latent"]).copy()
+            for image in images:
+                if id(image) not in latents:
+                    size = (request.width, request.height)
+                    pixels = from_image(image.convert("RGB").resize(size, Image.Resampling.LANCZOS))
+                    latents[id(image)] = encoder.run({"image": pixels, "strips": strips})["latent"].numpy().copy()
+        return [latents[id(image)] for image in images]
 
     def _encode(self, request: Request) -> tuple[dict[str, dict[str, Any]], list[str]]:
         """States and masks of every distinct text, named as `condition` takes them, and what did not fit."""
@@ -330,14 +362,21 @@ class HunyuanDiTPipeline(Pipeline):
                     states[text][f"text_mask{suffix}"] = encoded.mask[None]
         return states, notes
 
-    def _condition(self, request: Request, states: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[Any, Any]]:
+    def _conditions(self, request: Request, states: Mapping[str, Mapping[str, Any]]) -> list[Condition]:
+        """The transformer's, then those of the ControlNets."""
+        bundles = [self.bundle, *self._used_nets(request)]
+        return [self._condition(request, states, bundle, _suffix(i)) for i, bundle in enumerate(bundles)]
+
+    def _condition(
+        self, request: Request, states: Mapping[str, Mapping[str, Any]], bundle: Bundle, suffix: str
+    ) -> Condition:
         """Text tokens and modulation of all steps, for every distinct text."""
         shared: dict[str, Any] = {"timesteps": self._scheduler(request).timesteps}
         if self._takes_sizes:
             sizes = (*ORIGINAL_SIZE, request.width, request.height, 0, 0)
             shared["image_meta_size"] = np.array([sizes], np.float32)
         condition = {}
-        with self._phase("condition"), self._open("condition") as session:
+        with self._phase("condition"), self._open("condition", bundle, f"condition{suffix}") as session:
             for text, inputs in states.items():
                 outputs = session.run({**inputs, **shared})
                 condition[text] = (session.detached(outputs["context"]), session.detached(outputs["modulation"]))
@@ -346,8 +385,8 @@ class HunyuanDiTPipeline(Pipeline):
     def _denoise(
         self,
         request: Request,
-        condition: Mapping[str, tuple[Any, Any]],
-        initial: Latent | None,
+        conditions: Sequence[Condition],
+        pictures: Sequence[Latent],
         noise: GaussianNoise,
         start: float,
     ) -> Generator[StepEvent, None, list[Latent]]:
@@ -355,9 +394,16 @@ class HunyuanDiTPipeline(Pipeline):
         first, steps = self._first_step(request), request.num_inference_steps
         total = len(request.prompts) * (steps - first)
         finished: list[Latent] = []
-        with self._open("transformer") as transformer:
+        nets = self._used_nets(request)
+        initial = pictures[len(nets)] if request.image is not None else None
+        with contextlib.ExitStack() as opened:
+            transformer = opened.enter_context(self._open("transformer"))
+            controls = []
+            for i, (net, scale) in enumerate(zip(nets, request.control_scales, strict=True)):
+                session = opened.enter_context(self._open("controlnet", net, f"controlnet{_suffix(i)}"))
+                controls.append(Control(session, conditions[i + 1], pictures[i], scale))
             for image in range(len(request.prompts)):
-                loop = _DiffusionLoop(self, request, condition, noise, image, transformer)
+                loop = _DiffusionLoop(self, request, conditions[0], noise, image, transformer, controls)
                 latent = loop.start(first, initial)
                 for step in range(first, steps):
                     with self._phase("denoise"):
@@ -413,6 +459,8 @@ class HunyuanDiTPipeline(Pipeline):
             "guidance_rescale": request.guidance_rescale,
             "sampler": request.sampler,
             "strength": request.strength if request.image is not None else None,
+            "controlnets": [net.manifest.name for net in self._used_nets(request)] or None,
+            "controlnet_conditioning_scale": list(request.control_scales) or None,
             "seed": request.seed,
             "model": self.bundle.manifest.name,
             "bundle_sha256": self.bundle.digest,
@@ -429,17 +477,18 @@ class _DiffusionLoop:
         self,
         pipeline: HunyuanDiTPipeline,
         request: Request,
-        condition: Mapping[str, tuple[Any, Any]],
+        condition: Condition,
         noise: GaussianNoise,
         image: int,
         transformer: ComponentSession,
+        controls: Sequence[Control],
     ) -> None:
         self._request, self._noise, self._image = request, noise, image
-        self._transformer = transformer
+        self._transformer, self._controls, self._condition = transformer, controls, condition
         self._rope, self._shape = pipeline.rope(request), pipeline.latent_shape(request)
         self._scheduler = pipeline._scheduler(request)
-        self._positive = condition[request.prompts[image]]
-        self._negative = condition[request.negative_prompts[image]] if request.guided else None
+        self._positive = request.prompts[image]
+        self._negative = request.negative_prompts[image] if request.guided else None
 
     def start(self, first: int, initial: Latent | None) -> Latent:
         """Latents before the first step to be taken: noise, or a picture's with noise."""
@@ -457,11 +506,19 @@ class _DiffusionLoop:
             noise = _checked(self._noise.step(self._image, step, self._shape), self._shape)
         return np.asarray(self._scheduler.step(step, velocity, latent, noise), np.float32)
 
-    def _velocity(self, step: int, latent: Latent, condition: tuple[Any, Any]) -> Latent:
+    def _velocity(self, step: int, latent: Latent, text: str) -> Latent:
         # Two passes of batch 1 need half the activations of one of batch 2 (docs/families.md).
-        context, modulation = condition
+        context, modulation = self._condition[text]
         inputs = {"latent": latent, "context": context, "modulation": modulation, "step": np.array([step])}
-        return to_array(self._transformer.run(inputs | self._rope)["noise_pred"])
+        added: dict[str, Any] = {}
+        for control in self._controls:
+            added = control.add(text, inputs | self._rope, added)
+        return to_array(self._transformer.run(inputs | self._rope | added)["noise_pred"])
+
+
+def _suffix(index: int) -> str:
+    """What tells apart several components of one name, of a model and its ControlNets."""
+    return f"_{index + 1}" if index else ""
 
 
 def _tokens(path: Path, texts: Sequence[str]) -> dict[str, EncodedPrompt]:

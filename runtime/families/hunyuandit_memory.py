@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pochade.bundle import Bundle
+from pochade.bundle import Bundle, Component
 from pochade.runtime.codec_memory import ASIDE, CodecMemory
 from pochade.runtime.pipeline import Tiling
 from pochade.runtime.plan import Way
@@ -32,7 +33,7 @@ class Workload:
     """Distinct prompts and negative prompts."""
     images: int
     encodes: bool
-    """Whether it begins with a picture."""
+    """Whether it begins with a picture or follows one."""
     adapters: int = 0
     """Bytes of the changes of the component that has most of them."""
 
@@ -40,7 +41,7 @@ class Workload:
 class MemoryModel:
     """Predicts the resident set of the whole process, in bytes."""
 
-    def __init__(self, bundle: Bundle, factor: int) -> None:
+    def __init__(self, bundle: Bundle, factor: int, nets: Sequence[Bundle]) -> None:
         """Read what the bundle tells; see `of`."""
         components = bundle.manifest.components
         self._memory = {name: component.memory or {} for name, component in components.items()}
@@ -50,20 +51,25 @@ class MemoryModel:
         self._rows, self._dim = (int(size) for size in outputs["modulation"][2:4])
         self._skips = (self._rows - 2) // 2
         self._patch = int(bundle.manifest.scheduler["patch"])
-        self._blocks = components["transformer"].precision not in ("fp32", "fp16", "int8")
+        self._nets = [net.manifest.components for net in nets]
+        self._loop_weights = sum(
+            int(_prepacked(component) * (component.memory or {})["weights"])
+            for component in (components["transformer"], *(net["controlnet"] for net in self._nets))
+        )
         self._codec = CodecMemory(components["vae_decoder"], factor)
         self._encoder = CodecMemory(components["vae_encoder"], factor) if "vae_encoder" in components else None
 
     @classmethod
-    def of(cls, bundle: Bundle, factor: int) -> MemoryModel | None:
+    def of(cls, bundle: Bundle, factor: int, nets: Sequence[Bundle] = ()) -> MemoryModel | None:
         """The model of a bundle; None for one that does not tell what its components take.
 
         Args:
             bundle: to be painted with.
             factor: pixels per side of a latent.
+            nets: ControlNets to be used with it.
         """
         try:
-            model = cls(bundle, factor)
+            model = cls(bundle, factor, nets)
             model.ways(Workload(1, 1, 1, 1, 1, False), "auto", 0)
         except (KeyError, IndexError, TypeError, ValueError, ZeroDivisionError):
             return None
@@ -71,8 +77,10 @@ class MemoryModel:
 
     def ways(self, work: Workload, tiling: Tiling, base: int) -> dict[str, list[Way]]:
         """Ways to run each phase, the fastest first, `base` being taken already."""
-        modulation = work.steps * work.texts * self._rows * self._dim * FLOAT
-        kept = modulation + work.texts * self._context * FLOAT
+        count = len(self._nets)
+        modulation = work.steps * work.texts * (self._rows + count * self._skips) * self._dim * FLOAT
+        kept = modulation + work.texts * (1 + count) * self._context * FLOAT
+        told = [self._weights("condition"), *((net["condition"].memory or {})["weights"] for net in self._nets)]
         encoders = max(self._weights("text_encoder"), self._weights("text_encoder_2"))
         first = {}
         if work.encodes and self._encoder is not None:
@@ -80,7 +88,7 @@ class MemoryModel:
         return first | {
             "text": [Way(base + encoders + ASIDE + work.adapters)],
             # What the session computes, gives, and what is copied of it so that the session can go.
-            "condition": [Way(base + self._weights("condition") + ASIDE + 3 * kept + work.adapters)],
+            "condition": [Way(base + max(told) + ASIDE + 3 * kept + work.adapters)],
             "denoise": [Way(base + kept + self._loop(work) + ASIDE)],
             "decode": self._codec.ways(base, work.rows, work.columns, work.images, tiling),
         }
@@ -90,9 +98,13 @@ class MemoryModel:
 
     def _loop(self, work: Workload) -> int:
         """The transformer, open and at work."""
-        # Block-wise products keep sums of their blocks.
-        prepacked = 1.11 if self._blocks else 1.0
         cells = work.rows * work.columns // self._patch**2
-        # A change is computed beside the widest layer before it is added.
-        tensors = self._skips + WORK + (ADAPTED if work.adapters else 0)
-        return int(prepacked * self._weights("transformer") + tensors * cells * self._dim * FLOAT + work.adapters)
+        # What is added to the skips is there twice while a net joins it, and once more for what the net before gave. A
+        # change is computed beside the widest layer before it is added.
+        layers = self._skips * min(3, 1 + len(self._nets)) + WORK + (ADAPTED if work.adapters else 0)
+        return self._loop_weights + layers * cells * self._dim * FLOAT + work.adapters
+
+
+def _prepacked(component: Component) -> float:
+    """Share of the weights that an open session holds: block-wise products keep sums of their blocks."""
+    return 1.0 if component.precision in ("fp32", "fp16", "int8") else 1.11

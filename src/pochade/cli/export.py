@@ -18,7 +18,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="turn a checkpoint folder into a bundle",
         description="Turn a checkpoint in its published folder layout into a bundle. Needs PyTorch: pochade[export].",
     )
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="folder that holds model_index.json")
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="folder as published, or file")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="BUNDLE", help="folder to make")
     parser.add_argument("--dtype", choices=["fp32", "fp16"], default="fp32", help="precision of the graphs")
     parser.add_argument("--recipe", help="row of models.yaml (default: the one that fits)")

@@ -9,7 +9,7 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pochade.cli.options import add_json, add_verbosity
 from pochade.cli.progress import ProgressBar
@@ -18,7 +18,11 @@ from pochade.errors import OutputError, UsageError
 from pochade.sizes import read_picture_size
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from pochade.runtime.pipeline import Pipeline, Result
+
+T = TypeVar("T")
 
 MAX_STDIN = 1 << 20
 
@@ -55,6 +59,31 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--lora-partial", action="store_true", help="use what fits of an adapter, where the rest would refuse it"
     )
+    parser.add_argument(
+        "--controlnet",
+        action="append",
+        metavar="BUNDLE",
+        help="ControlNet that makes the painting follow --control-image; more of them add up",
+    )
+    parser.add_argument(
+        "--control-image",
+        type=Path,
+        action="append",
+        metavar="FILE",
+        help="map of edges, depth or pose; one for all ControlNets, or one each in their order",
+    )
+    parser.add_argument(
+        "--control-strength",
+        type=float,
+        action="append",
+        metavar="SCALE",
+        help="how strictly to follow it, one for all or one each (default: the ControlNet's)",
+    )
+    parser.add_argument(
+        "--control-preprocess",
+        choices=("canny",),
+        help="make a map of a photo: canny, of its edges",
+    )
     parser.add_argument("--temperature", help="noise in the choice of tokens, e.g. 2 or 2,0 (first and last step)")
     parser.add_argument("-s", "--seed", type=int, default=-1, help="of the first picture; -1 draws one (default)")
     parser.add_argument("-b", "--batch-count", type=int, default=1, help="pictures to paint (default: 1)")
@@ -90,8 +119,10 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("--lora-partial says how to take a --lora; give that too")
     if arguments.strength is not None and arguments.init_image is None:
         raise UsageError("--strength says how far to leave --init-image; give that too")
+    _check_control(arguments)
     targets = _Targets(arguments.output, arguments.batch_count)
     limits = {"ram": arguments.ram, "vram": arguments.vram, "tiling": arguments.tiling}
+    limits["controlnets"] = arguments.controlnet or ()
     with pochade.load(arguments.model, device=arguments.device, threads=arguments.threads, **limits) as pipe:
         for path, scale in map(_lora, arguments.lora):
             lora = pipe.load_lora(path, scale, partial=arguments.lora_partial)
@@ -110,6 +141,8 @@ def run(arguments: argparse.Namespace) -> int:
             sampler=arguments.sampler,
             image=_image(arguments.init_image),
             strength=arguments.strength,
+            control_image=_control_images(arguments, width, height, pipe),
+            controlnet_conditioning_scale=_one_or_all(arguments.control_strength),
             temperature=_temperature(arguments.temperature),
             num_images_per_prompt=arguments.batch_count,
             seed=arguments.seed,
@@ -241,6 +274,37 @@ def _image(path: Path | None) -> Any:
     from pochade.runtime.image import open_image
 
     return open_image(path)
+
+
+def _check_control(arguments: argparse.Namespace) -> None:
+    """Whether what is said about control images belongs to any."""
+    if arguments.control_image is None:
+        for name in ("controlnet", "control_strength", "control_preprocess"):
+            if getattr(arguments, name) is not None:
+                raise UsageError(f"--{name.replace('_', '-')} needs a picture to follow; give --control-image too")
+
+
+def _control_images(
+    arguments: argparse.Namespace, width: int | None, height: int | None, pipe: Pipeline
+) -> Image | list[Image] | None:
+    if arguments.control_image is None:
+        return None
+    from pochade.runtime.image import open_image
+
+    images = [open_image(path) for path in arguments.control_image]
+    if arguments.control_preprocess is not None:
+        from pochade.runtime.canny import canny
+
+        # At the size that is painted: lines of a larger picture would fade when they are brought to it.
+        defaults = pipe.bundle.manifest.defaults
+        size = (width or int(defaults["width"]), height or int(defaults["height"]))
+        images = [canny(image.resize(size)) for image in images]
+    return _one_or_all(images)
+
+
+def _one_or_all(values: list[T] | None) -> T | list[T] | None:
+    """A single value by itself, which then stands for all."""
+    return values[0] if values is not None and len(values) == 1 else values
 
 
 def _temperature(text: str | None) -> tuple[float, float] | float | None:

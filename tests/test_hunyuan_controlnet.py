@@ -1,0 +1,170 @@
+"""HunyuanDiT with ControlNets, from checkpoints to a picture, against the reference pipeline with the same noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+import pochade
+from pochade.cli import main
+from pochade.errors import OutOfBudgetError, UsageError
+from pochade.quant.fidelity import Recorder
+from pochade.runtime.pipeline import Pipeline, Result
+from tests import hunyuan
+from tests.hunyuan_reference import NEGATIVE, PROMPT, reference
+
+Folders = dict[str, tuple[Path, Path]]
+SQUARE, WIDE = (64, 64), (96, 64)
+TOLERANCE = 2e-4
+"""Of latents whose deviation is about 1, after a whole run; as without ControlNets."""
+SMALL: dict[str, Any] = {"width": 64, "height": 64, "num_inference_steps": 2, "seed": 3}
+
+
+def picture(size: tuple[int, int], quality: int = 20) -> Image.Image:
+    """Something to follow."""
+    return Image.effect_mandelbrot(size, (-2, -1, 1, 1), quality).convert("RGB")
+
+
+def load(bundles: Folders, nets: Sequence[Path], version: str = "v1.2", **given: Any) -> Pipeline:
+    return pochade.load(bundles[version][1], device="cpu", threads=1, controlnets=nets, **given)
+
+
+def latents(pipe: Pipeline, **given: Any) -> tuple[NDArray[np.float32], Result]:
+    """Latents that the codec is given, and the result."""
+    recorder = Recorder()
+    pipe.observer = recorder
+    result = pipe(PROMPT, negative_prompt=NEGATIVE, **given)
+    return recorder.calls[-1].inputs["latent"], result
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of the reference's own
+@pytest.mark.parametrize(
+    ("version", "size", "scales"),
+    [("v1.2", SQUARE, [0.8]), ("v1.2", WIDE, [0.5, 1.3]), ("v1.1", WIDE, [1.0]), ("v1.1", SQUARE, [0.6, 0.4])],
+)
+def test_runs_equal_the_reference(
+    hunyuan_bundles: Folders,
+    hunyuan_controlnets: Folders,
+    monkeypatch: pytest.MonkeyPatch,
+    version: str,
+    size: tuple[int, int],
+    scales: list[float],
+) -> None:
+    """One net, and two whose pictures differ."""
+    count = len(scales)
+    images = [picture(size, 20 + 30 * i) for i in range(count)]
+    given: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 5.0}
+    with load(hunyuan_bundles, [hunyuan_controlnets[version][1]] * count, version) as pipe:
+        ours: dict[str, Any] = {"control_image": images, "controlnet_conditioning_scale": scales}
+        found, result = latents(pipe, width=size[0], height=size[1], seed=3, sampler="ddpm", **given, **ours)
+    nets = [hunyuan.controlnet(version) for _ in range(count)]
+    one = count == 1
+    given |= {
+        "control_image": images[0] if one else images,
+        "controlnet_conditioning_scale": scales[0] if one else scales,
+    }
+    expected = reference(hunyuan_bundles[version][0], version, "ddpm", size, monkeypatch, nets=nets, **given)
+    np.testing.assert_allclose(found / expected.std(), expected / expected.std(), rtol=0, atol=TOLERANCE)
+    assert result.settings["controlnets"] == [version] * count
+    assert result.settings["controlnet_conditioning_scale"] == scales
+    names = {"controlnet", "condition_2"} | ({"controlnet_2", "condition_3"} if count == 2 else set())
+    assert names <= result.providers.keys() and names <= result.components.keys()
+
+
+def test_nets_take_part_only_where_there_is_a_picture(hunyuan_bundles: Folders, hunyuan_controlnets: Folders) -> None:
+    with load(hunyuan_bundles, [hunyuan_controlnets["v1.2"][1]]) as pipe:
+        without, result = latents(pipe, **SMALL)
+        assert result.settings["controlnets"] is None and "controlnet" not in result.providers
+        none, _ = latents(pipe, **SMALL, control_image=picture(SQUARE), controlnet_conditioning_scale=0.0)
+        followed, _ = latents(pipe, **SMALL, control_image=picture(SQUARE))
+        # The picture may have any size and mode.
+        grey, _ = latents(pipe, **SMALL, control_image=picture((200, 100)).convert("L"), image=picture(SQUARE))
+    with load(hunyuan_bundles, []) as pipe:
+        plain, _ = latents(pipe, **SMALL)
+    assert (without == plain).all()
+    np.testing.assert_allclose(none, plain, rtol=0, atol=1e-6)
+    assert np.abs(followed - plain).max() > 0.1 and np.abs(grey - plain).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("count", "given", "reason"),
+    [
+        (0, {"control_image": picture(SQUARE)}, "a control image needs a ControlNet to read it"),
+        (1, {"controlnet_conditioning_scale": 1.0}, "how strictly to follow control_image; give that too"),
+        (1, {"control_image": [picture(SQUARE)] * 2}, "2 control images for 1 ControlNets"),
+        (2, {"control_image": [picture(SQUARE)]}, "1 control images for 2 ControlNets"),
+        (1, {"control_image": picture(SQUARE), "controlnet_conditioning_scale": [1.0, 1.0]}, "2 scales for 1"),
+        (1, {"control_image": picture(SQUARE), "controlnet_conditioning_scale": -1}, "conditioning_scale is -1"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(
+    hunyuan_bundles: Folders, hunyuan_controlnets: Folders, count: int, given: dict[str, Any], reason: str
+) -> None:
+    nets = [hunyuan_controlnets["v1.2"][1]] * count
+    with load(hunyuan_bundles, nets) as pipe, pytest.raises(UsageError, match=reason):
+        pipe(PROMPT, **SMALL, **given)
+
+
+def test_bundles_that_do_not_go_together(
+    hunyuan_bundles: Folders, hunyuan_controlnets: Folders, bundles: dict[str, Path]
+) -> None:
+    net = hunyuan_controlnets["v1.1"][1]
+    with pytest.raises(UsageError, match=r"it is for HunyuanDiT up to 1\.1, and .* is HunyuanDiT 1\.2; take the net"):
+        load(hunyuan_bundles, [net])
+    with pytest.raises(UsageError, match="is no ControlNet but a bundle of hunyuandit"):
+        load(hunyuan_bundles, [hunyuan_bundles["v1.2"][1]])
+    with pytest.raises(UsageError, match="a model of meissonic, takes no ControlNet; leave"):
+        pochade.load(bundles["monetico-tiny"], device="cpu", controlnets=[net])
+    with pytest.raises(UsageError, match="is a ControlNet, which paints nothing by itself; give it beside a model"):
+        pochade.load(net, device="cpu")
+
+
+def test_memory_is_planned_for_the_nets(hunyuan_bundles: Folders, hunyuan_controlnets: Folders) -> None:
+    net = hunyuan_controlnets["v1.2"][1]
+    plans = []
+    for count in range(4):
+        with load(hunyuan_bundles, [net] * count) as pipe:
+            pipe(PROMPT, **SMALL, control_image=picture(SQUARE) if count else None)
+            assert pipe.plan is not None
+            plans.append(pipe.plan)
+    weights = sum((net / f"controlnet.onnx{end}").stat().st_size for end in ("", ".data"))
+    # Pieces of tests that ran before come and go by themselves.
+    assert "encode" in plans[1].phases and "encode" not in plans[0].phases
+    assert plans[3].phases["denoise"].peak - plans[0].phases["denoise"].peak > 2 * weights
+    with load(hunyuan_bundles, [net], ram="1M") as pipe, pytest.raises(OutOfBudgetError):
+        pipe(PROMPT, **SMALL, control_image=picture(SQUARE))
+
+
+def test_commands(
+    hunyuan_bundles: Folders, hunyuan_controlnets: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, net, file = (
+        str(p) for p in (hunyuan_bundles["v1.2"][1], hunyuan_controlnets["v1.2"][1], tmp_path / "控.png")
+    )
+    picture((80, 60)).save(file)
+    painted = str(tmp_path / "画.png")
+    small = ["generate", PROMPT, "-m", model, "--size", "64x64", "--steps", "2", "--device", "cpu", "-o", painted]
+    control = ["--controlnet", net, "--control-image", file]
+    assert main([*small, *control, "--control-strength", "0.7", "--control-preprocess", "canny"]) == 0
+    assert main(["verify", painted, "--model", model]) == 6
+    assert "follows a control image, which it does not carry" in capsys.readouterr().err
+    assert main([*small, *control, *control, "--control-strength", "0.7", "--control-strength", "0.2"]) == 0
+    capsys.readouterr()
+    for flags, reason in (
+        (["--controlnet", net], "--controlnet needs a picture to follow"),
+        (["--control-strength", "1"], "--control-strength needs a picture to follow"),
+        (["--control-image", file], "a control image needs a ControlNet"),
+        ([*control, "--control-strength", "99"], "controlnet_conditioning_scale is 99"),
+    ):
+        assert main([*small, *flags]) == 2
+        assert reason in capsys.readouterr().err
+    assert main([*small[:3], net, *small[4:]]) == 2
+    assert "is a ControlNet, which paints nothing by itself" in capsys.readouterr().err
+    assert main(["info", net]) == 0
+    assert "controlnet" in capsys.readouterr().out
