@@ -18,8 +18,6 @@ from pochade.errors import OutputError, UsageError
 from pochade.sizes import read_picture_size
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from pochade.runtime.pipeline import Pipeline, Result
 
 T = TypeVar("T")
@@ -284,9 +282,8 @@ def _check_control(arguments: argparse.Namespace) -> None:
                 raise UsageError(f"--{name.replace('_', '-')} needs a picture to follow; give --control-image too")
 
 
-def _control_images(
-    arguments: argparse.Namespace, width: int | None, height: int | None, pipe: Pipeline
-) -> Image | list[Image] | None:
+def _control_images(arguments: argparse.Namespace, width: int | None, height: int | None, pipe: Pipeline) -> Any:
+    """Control images as the pipeline takes them, made into maps where that is asked for."""
     if arguments.control_image is None:
         return None
     from pochade.runtime.image import open_image
