@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pochade.bundle import Bundle
-from pochade.runtime.memory import peak_memory
+from pochade.runtime.memory import peak_memory, return_freed_memory
 from pochade.runtime.pipeline import Pipeline
 from pochade.runtime.session import ComponentSession
 
@@ -48,6 +48,8 @@ class PhasePeaks:
             yield session
         phase, peak = PHASES.get(name, name), peak_memory() or 0
         self.peaks[phase] = max(self.peaks.get(phase, 0), peak)
+        # As the pipeline does before it opens the next one: what this one has freed is no part of that.
+        return_freed_memory()
         _begin_anew()
 
     @property

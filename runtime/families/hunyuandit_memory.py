@@ -16,6 +16,8 @@ FLOAT = 4
 WORK = 14
 """Layers of one cell's width that a block computes at a time: queries, keys, values, and twice the hidden layer."""
 
+PREPACKED = 1.15
+"""Share of their weights that block-wise products hold in an open session."""
 
 ADAPTED = 5
 """The same of what an adapter adds to the hidden layer."""
@@ -46,10 +48,14 @@ class MemoryModel:
         components = bundle.manifest.components
         self._memory = {name: component.memory or {} for name, component in components.items()}
         outputs = {spec.name: spec.shape for spec in components["condition"].outputs}
-        self._context = int(outputs["context"][1]) * int(outputs["context"][2])
+        tokens = int(outputs["context"][1])
+        self._context = tokens * int(outputs["context"][2])
         # The rows are a shift for every block, and shift and scale of the last layer.
         self._rows, self._dim = (int(size) for size in outputs["modulation"][2:4])
-        self._skips = (self._rows - 2) // 2
+        blocks = self._rows - 2
+        self._skips = blocks // 2
+        # Keys and values of the text wait for no other layer, and ONNX Runtime computes those of all blocks first.
+        self._text = blocks * 2 * tokens * self._dim * FLOAT
         self._patch = int(bundle.manifest.scheduler["patch"])
         self._nets = [net.manifest.components for net in nets]
         self._loop_weights = sum(
@@ -102,9 +108,9 @@ class MemoryModel:
         # What is added to the skips is there twice while a net joins it, and once more for what the net before gave. A
         # change is computed beside the widest layer before it is added.
         layers = self._skips * min(3, 1 + len(self._nets)) + WORK + (ADAPTED if work.adapters else 0)
-        return self._loop_weights + layers * cells * self._dim * FLOAT + work.adapters
+        return self._loop_weights + self._text + layers * cells * self._dim * FLOAT + work.adapters
 
 
 def _prepacked(component: Component) -> float:
     """Share of the weights that an open session holds: block-wise products keep sums of their blocks."""
-    return 1.0 if component.precision in ("fp32", "fp16", "int8") else 1.11
+    return 1.0 if component.precision in ("fp32", "fp16", "int8") else PREPACKED
