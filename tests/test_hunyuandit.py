@@ -181,6 +181,8 @@ def test_commands(
     assert "begun with another picture" in capsys.readouterr().err
     assert main(["generate", PROMPT, *small, "-o", second, "--temperature", "2"]) == 2
     assert "--temperature means nothing to" in capsys.readouterr().err
+    assert main(["generate", "a red star", "-o", second, "-i", first]) == 2
+    assert "--init-image means nothing to starter, a model of meissonic; drop it" in capsys.readouterr().err
     assert main(["generate", PROMPT, *small, "-o", second, "--strength", "0.7"]) == 2
     assert "give that too" in capsys.readouterr().err
     assert main(["generate", PROMPT, *small, "-o", second, "-i", str(hunyuan_bundles["v1.1"][0] / "x.png")]) == 6

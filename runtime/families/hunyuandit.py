@@ -11,7 +11,6 @@ import contextlib
 import math
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -33,18 +32,18 @@ from pochade.runtime.arguments import (
     read_prompts,
 )
 from pochade.runtime.families.hunyuandit_controlnet import Control, HunyuanControlNet, read_controls
+from pochade.runtime.families.hunyuandit_loop import Condition, DiffusionLoop, Latent, Request
+from pochade.runtime.families.hunyuandit_lora import LORA_NAMES
 from pochade.runtime.families.hunyuandit_memory import MemoryModel, Workload
-from pochade.runtime.guidance import guided
 from pochade.runtime.hunyuan_grid import nearest_size, rotary_tables
 from pochade.runtime.image import from_image, to_image
-from pochade.runtime.lora import LoraNames
 from pochade.runtime.memory import peak_memory
 from pochade.runtime.pipeline import Pipeline, Result, StepEvent
 from pochade.runtime.plan import Plan
 from pochade.runtime.rng import MAX_SEED, GaussianNoise, PhiloxGaussianNoise, random_seed
 from pochade.runtime.schedulers import SAMPLERS
 from pochade.runtime.schedulers.diffusion import DiffusionConfig, DiffusionScheduler
-from pochade.runtime.session import ComponentSession, to_array
+from pochade.runtime.session import ComponentSession
 from pochade.runtime.strips import strip_count
 from pochade.runtime.tokenizer import EncodedPrompt, PromptTokenizer
 
@@ -56,77 +55,6 @@ ORIGINAL_SIZE = (1024.0, 1024.0)
 """Of the picture that versions up to 1.1 are told the result was cut from, as in the published pipeline."""
 ENCODERS = {"text_encoder": "", "text_encoder_2": "_2"}
 """Text encoders, and what is put behind the names of their tensors."""
-
-_NETWORK = ("transformer", "condition")
-_BLOCK = r"blocks\.(\d+)\."
-LORA_NAMES = LoraNames(
-    {
-        "base_model.model.": _NETWORK,
-        "transformer.": _NETWORK,
-        "unet.": _NETWORK,
-        "lora_unet_": _NETWORK,
-        "lora_transformer_": _NETWORK,
-        "text_encoder.": ("text_encoder",),
-        "lora_te1_": ("text_encoder",),
-        "lora_te_": ("text_encoder",),
-        "": _NETWORK,
-    },
-    # Tencent's names (spec section 2.4); there queries, keys and values are one layer.
-    (
-        (_BLOCK + r"attn1\.Wqkv", tuple(rf"blocks.\1.attn1.to_{x}" for x in "qkv")),
-        (_BLOCK + r"attn2\.kv\.proj", tuple(rf"blocks.\1.attn2.to_{x}" for x in "kv")),
-        (_BLOCK + r"attn2\.q\.proj", (r"blocks.\1.attn2.to_q",)),
-        (_BLOCK + r"attn([12])\.out\.proj", (r"blocks.\1.attn\2.to_out.0",)),
-        (_BLOCK + r"mlp\.fc1", (r"blocks.\1.ff.net.0.proj",)),
-        (_BLOCK + r"mlp\.fc2", (r"blocks.\1.ff.net.2",)),
-        (_BLOCK + r"default\.modulation\.1", (r"blocks.\1.norm1.linear",)),
-        (r"pooler\.([qkvc])\.proj", (r"time_extra_emb.pooler.\1_proj",)),
-        (r"mlp\.t5\.0", ("text_embedder.linear_1",)),
-        (r"mlp\.t5\.2", ("text_embedder.linear_2",)),
-        (r"t\.embedder\.mlp\.0", ("time_extra_emb.timestep_embedder.linear_1",)),
-        (r"t\.embedder\.mlp\.2", ("time_extra_emb.timestep_embedder.linear_2",)),
-        (r"extra\.embedder\.2", ("time_extra_emb.extra_embedder.linear_2",)),
-    ),
-)
-
-Latent = NDArray[np.float32]
-"""(1, channels, height / factor, width / factor)"""
-
-
-Condition = Mapping[str, tuple[Any, Any]]
-"""Text tokens and modulation of all steps, by text."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """A call with every default filled in and every value checked."""
-
-    prompts: tuple[str, ...]
-    """One per image."""
-    negative_prompts: tuple[str, ...]
-    width: int
-    height: int
-    num_inference_steps: int
-    guidance_scale: float
-    guidance_rescale: float
-    sampler: str
-    seed: int
-    image: Image.Image | None
-    """To begin with, of any size."""
-    strength: float
-    control_images: tuple[Image.Image, ...]
-    """What each ControlNet looks at, of any size; empty where none takes part."""
-    control_scales: tuple[float, ...]
-
-    @property
-    def guided(self) -> bool:
-        """Whether the negative prompt takes part."""
-        return self.guidance_scale > 1.0
-
-    @property
-    def texts(self) -> list[str]:
-        """Every distinct text."""
-        return list(dict.fromkeys(self.prompts + (self.negative_prompts if self.guided else ())))
 
 
 class HunyuanDiTPipeline(Pipeline):
@@ -396,6 +324,7 @@ class HunyuanDiTPipeline(Pipeline):
         finished: list[Latent] = []
         nets = self._used_nets(request)
         initial = pictures[len(nets)] if request.image is not None else None
+        shape, rope = (1, self._channels, *self._grid(request)), self._rope(request)
         with contextlib.ExitStack() as opened:
             transformer = opened.enter_context(self._open("transformer"))
             controls = []
@@ -403,7 +332,9 @@ class HunyuanDiTPipeline(Pipeline):
                 session = opened.enter_context(self._open("controlnet", net, f"controlnet{_suffix(i)}"))
                 controls.append(Control(session, conditions[i + 1], pictures[i], scale))
             for image in range(len(request.prompts)):
-                loop = _DiffusionLoop(self, request, conditions[0], noise, image, transformer, controls)
+                loop = DiffusionLoop(
+                    request, image, self._scheduler(request), noise, shape, rope, conditions[0], transformer, controls
+                )
                 latent = loop.start(first, initial)
                 for step in range(first, steps):
                     with self._phase("denoise"):
@@ -414,15 +345,11 @@ class HunyuanDiTPipeline(Pipeline):
                 finished.append(latent)
         return finished
 
-    def rope(self, request: Request) -> dict[str, NDArray[np.float32]]:
+    def _rope(self, request: Request) -> dict[str, NDArray[np.float32]]:
         """Angles of every cell, as the transformer takes them."""
         rows, columns = (math.prod((side, self._factor)) // self._multiple for side in self._grid(request))
         cosines, sines = rotary_tables(rows, columns, self._head_dim)
         return {"rope_cos": cosines, "rope_sin": sines}
-
-    def latent_shape(self, request: Request) -> tuple[int, ...]:
-        """Of one image."""
-        return (1, self._channels, *self._grid(request))
 
     def _decode(self, latents: Sequence[Latent]) -> list[Image.Image]:
         """Pictures of latents."""
@@ -470,52 +397,6 @@ class HunyuanDiTPipeline(Pipeline):
         }
 
 
-class _DiffusionLoop:
-    """The steps of one image: the transformer once or twice, then the sampler."""
-
-    def __init__(
-        self,
-        pipeline: HunyuanDiTPipeline,
-        request: Request,
-        condition: Condition,
-        noise: GaussianNoise,
-        image: int,
-        transformer: ComponentSession,
-        controls: Sequence[Control],
-    ) -> None:
-        self._request, self._noise, self._image = request, noise, image
-        self._transformer, self._controls, self._condition = transformer, controls, condition
-        self._rope, self._shape = pipeline.rope(request), pipeline.latent_shape(request)
-        self._scheduler = pipeline._scheduler(request)
-        self._positive = request.prompts[image]
-        self._negative = request.negative_prompts[image] if request.guided else None
-
-    def start(self, first: int, initial: Latent | None) -> Latent:
-        """Latents before the first step to be taken: noise, or a picture's with noise."""
-        noise = _checked(self._noise.start(self._image, self._shape), self._shape)
-        return noise if initial is None else self._scheduler.add_noise(first, initial, noise)
-
-    def run(self, step: int, latent: Latent) -> Latent:
-        """Latents after a step."""
-        velocity = self._velocity(step, latent, self._positive)
-        if self._negative is not None:
-            away = self._velocity(step, latent, self._negative)
-            velocity = guided(velocity, away, self._request.guidance_scale, self._request.guidance_rescale)
-        noise = None
-        if self._scheduler.needs_noise:
-            noise = _checked(self._noise.step(self._image, step, self._shape), self._shape)
-        return np.asarray(self._scheduler.step(step, velocity, latent, noise), np.float32)
-
-    def _velocity(self, step: int, latent: Latent, text: str) -> Latent:
-        # Two passes of batch 1 need half the activations of one of batch 2 (docs/families.md).
-        context, modulation = self._condition[text]
-        inputs = {"latent": latent, "context": context, "modulation": modulation, "step": np.array([step])}
-        added: dict[str, Any] = {}
-        for control in self._controls:
-            added = control.add(text, inputs | self._rope, added)
-        return to_array(self._transformer.run(inputs | self._rope | added)["noise_pred"])
-
-
 def _suffix(index: int) -> str:
     """What tells apart several components of one name, of a model and its ControlNets."""
     return f"_{index + 1}" if index else ""
@@ -524,15 +405,3 @@ def _suffix(index: int) -> str:
 def _tokens(path: Path, texts: Sequence[str]) -> dict[str, EncodedPrompt]:
     tokenizer = PromptTokenizer(path)
     return {text: tokenizer.encode(text) for text in texts}
-
-
-def _checked(noise: NDArray[np.float32], shape: tuple[int, ...]) -> Latent:
-    """Noise, once it is what a `GaussianNoise` promises.
-
-    Raises:
-        UsageError: another shape, or numbers that are not finite.
-    """
-    values = np.asarray(noise, np.float32)
-    if values.shape != shape or not np.isfinite(values).all():
-        raise UsageError(f"noise must be finite numbers of shape {shape}, not {values.shape}")
-    return values

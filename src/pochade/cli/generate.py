@@ -24,6 +24,9 @@ T = TypeVar("T")
 
 MAX_STDIN = 1 << 20
 
+OPTIONS = {"image": "init-image", "controlnet_conditioning_scale": "control-strength"}
+"""Options of other names than the arguments that they stand for, among those that not every family takes."""
+
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the verb."""
@@ -155,8 +158,8 @@ def _paint(pipe: Pipeline, arguments: argparse.Namespace, **given: Any) -> Resul
 
     settings = {name: value for name, value in given.items() if value is not None}
     for name in settings.keys() - inspect.signature(pipe.stream).parameters.keys():
-        family = pipe.bundle.manifest.family
-        raise UsageError(f"--{name.replace('_', '-')} means nothing to {arguments.model}, a model of {family}; drop it")
+        family, option = pipe.bundle.manifest.family, OPTIONS.get(name, name.replace("_", "-"))
+        raise UsageError(f"--{option} means nothing to {arguments.model}, a model of {family}; drop it")
     with ProgressBar(quiet=bool(arguments.quiet)) as bar:
         events = pipe.stream(**settings)
         if arguments.verbose and pipe.plan is not None:
