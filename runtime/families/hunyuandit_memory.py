@@ -13,8 +13,11 @@ from pochade.runtime.plan import Way
 FLOAT = 4
 """Bytes."""
 
-WORK = 14
-"""Layers of one cell's width that a block computes at a time: queries, keys, values, and twice the hidden layer."""
+WORK = 25
+"""Layers of one cell's width that there are at a time while a block is computed, measured at 1024 and 4096 cells."""
+
+HELD = 30_000_000
+"""Bytes that stay of reading prompts: libraries, and holes in the heap where a tokenizer of 250 000 pieces was."""
 
 PREPACKED = 1.15
 """Share of their weights that block-wise products hold in an open session."""
@@ -88,15 +91,15 @@ class MemoryModel:
         kept = modulation + work.texts * (1 + count) * self._context * FLOAT
         told = [self._weights("condition"), *((net["condition"].memory or {})["weights"] for net in self._nets)]
         encoders = max(self._weights("text_encoder"), self._weights("text_encoder_2"))
-        first = {}
+        first, later = {}, base + HELD
         if work.encodes and self._encoder is not None:
             first["encode"] = self._encoder.ways(base, work.rows, work.columns, 1, tiling)
         return first | {
             "text": [Way(base + encoders + ASIDE + work.adapters)],
             # What the session computes, gives, and what is copied of it so that the session can go.
-            "condition": [Way(base + max(told) + ASIDE + 3 * kept + work.adapters)],
-            "denoise": [Way(base + kept + self._loop(work) + ASIDE)],
-            "decode": self._codec.ways(base, work.rows, work.columns, work.images, tiling),
+            "condition": [Way(later + max(told) + ASIDE + 3 * kept + work.adapters)],
+            "denoise": [Way(later + kept + self._loop(work) + ASIDE)],
+            "decode": self._codec.ways(later, work.rows, work.columns, work.images, tiling),
         }
 
     def _weights(self, component: str) -> int:
@@ -105,10 +108,13 @@ class MemoryModel:
     def _loop(self, work: Workload) -> int:
         """The transformer, open and at work."""
         cells = work.rows * work.columns // self._patch**2
+        layer = cells * self._dim * FLOAT
         # What is added to the skips is there twice while a net joins it, and once more for what the net before gave. A
         # change is computed beside the widest layer before it is added.
-        layers = self._skips * min(3, 1 + len(self._nets)) + WORK + (ADAPTED if work.adapters else 0)
-        return self._loop_weights + self._text + layers * cells * self._dim * FLOAT + work.adapters
+        skips, block = self._skips * min(3, 1 + len(self._nets)), WORK + (ADAPTED if work.adapters else 0)
+        # In the middle of the network all skips wait to be read, and half of the text's keys and values have been.
+        computed = max(self._text + block * layer, self._text // 2 + (skips + block) * layer)
+        return self._loop_weights + computed + work.adapters
 
 
 def _prepacked(component: Component) -> float:
