@@ -288,6 +288,8 @@ class HunyuanDiTPipeline(Pipeline):
                     outputs = encoder.run({"input_ids": encoded.ids[None], "attention_mask": encoded.mask[None]})
                     states[text][f"text_states{suffix}"] = encoder.detached(outputs[f"text_states{suffix}"])
                     states[text][f"text_mask{suffix}"] = encoded.mask[None]
+                    # They would hold this encoder's weights while the next one is opened.
+                    del outputs
         return states, notes
 
     def _conditions(self, request: Request, states: Mapping[str, Mapping[str, Any]]) -> list[Condition]:
