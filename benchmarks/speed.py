@@ -70,12 +70,12 @@ def default_settings(bundle: Bundle, **given: Any) -> Settings:
         bundle: whose defaults count.
         given: fields of Settings.
     """
-    defaults = bundle.manifest.defaults
+    defaults, few = bundle.manifest.defaults, small_settings(bundle)
     values = {
         "prompt": typical_prompts(bundle)[0],
         "width": int(defaults["width"]),
         "height": int(defaults["height"]),
-        "num_inference_steps": small_settings(bundle)["num_inference_steps"],
+        "num_inference_steps": few["num_inference_steps"],
         "guidance_scale": float(defaults["guidance_scale"]),
         "seed": 7,
         "device": "cpu",

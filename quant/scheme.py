@@ -153,6 +153,8 @@ SENSITIVE = (
     r"(?<![\w.])(embed|down_block|project_to_hidden|down_kernel)\b",
     r"(?<![\w.])(project_from_hidden|up_block|mlm_layer|head_kernel)\b",
     r"(?<![\w.])(cond_embed|time_text_embed|context_embedder|text_projection)\b",
+    # What a ControlNet sees of its picture comes through this one layer.
+    r"(?<![\w.])input_block\b",
     r"\bnorm\w*\.linear\b",  # modulation
     # What HunyuanDiT's long skips join has outliers from two sources; 75 M of its 1500 M weights.
     r"\bskip_linear\b",
@@ -165,7 +167,7 @@ EXACT = (
     # A third of a megabyte that is added to every token.
     r"(?<![\w.])text_model\.embeddings\.position_embedding\b",
     # First and last layer of HunyuanDiT: 16 numbers per cell, 90 KB each.
-    r"^transformer/patch_(in|out)\b",
+    r"^(transformer|controlnet)/patch_(in|out)\b",
 )
 """Weights that are never rounded: small, and used for more than a product."""
 

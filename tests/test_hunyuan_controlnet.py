@@ -7,14 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+import torch
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors.torch import save_file
 
 import pochade
+from pochade.bundle import Bundle
 from pochade.cli import main
 from pochade.errors import OutOfBudgetError, UsageError
-from pochade.quant.fidelity import Recorder
+from pochade.quant.bundle import quantize_bundle
+from pochade.quant.fidelity import Recorder, open_pipeline
+from pochade.quant.scheme import SCHEMES
+from pochade.quant.trial import record_calibration, small_settings
 from pochade.runtime.pipeline import Pipeline, Result
 from tests import hunyuan
 from tests.hunyuan_reference import NEGATIVE, PROMPT, reference
@@ -33,6 +40,11 @@ def picture(size: tuple[int, int], quality: int = 20) -> Image.Image:
 
 def load(bundles: Folders, nets: Sequence[Path], version: str = "v1.2", **given: Any) -> Pipeline:
     return pochade.load(bundles[version][1], device="cpu", threads=1, controlnets=nets, **given)
+
+
+def pochade_net(folder: Path) -> Pipeline:
+    """The net by itself."""
+    return open_pipeline(Bundle.open(folder))
 
 
 def latents(pipe: Pipeline, **given: Any) -> tuple[NDArray[np.float32], Result]:
@@ -111,16 +123,14 @@ def test_what_cannot_be_meant_is_refused(
         pipe(PROMPT, **SMALL, **given)
 
 
-def test_bundles_that_do_not_go_together(
-    hunyuan_bundles: Folders, hunyuan_controlnets: Folders, bundles: dict[str, Path]
-) -> None:
+def test_bundles_that_do_not_go_together(hunyuan_bundles: Folders, hunyuan_controlnets: Folders) -> None:
     net = hunyuan_controlnets["v1.1"][1]
     with pytest.raises(UsageError, match=r"it is for HunyuanDiT up to 1\.1, and .* is HunyuanDiT 1\.2; take the net"):
         load(hunyuan_bundles, [net])
     with pytest.raises(UsageError, match="is no ControlNet but a bundle of hunyuandit"):
         load(hunyuan_bundles, [hunyuan_bundles["v1.2"][1]])
     with pytest.raises(UsageError, match="a model of meissonic, takes no ControlNet; leave"):
-        pochade.load(bundles["monetico-tiny"], device="cpu", controlnets=[net])
+        pochade.load("starter", device="cpu", controlnets=[net])
     with pytest.raises(UsageError, match="is a ControlNet, which paints nothing by itself; give it beside a model"):
         pochade.load(net, device="cpu")
 
@@ -139,6 +149,63 @@ def test_memory_is_planned_for_the_nets(hunyuan_bundles: Folders, hunyuan_contro
     assert plans[3].phases["denoise"].peak - plans[0].phases["denoise"].peak > 2 * weights
     with load(hunyuan_bundles, [net], ram="1M") as pipe, pytest.raises(OutOfBudgetError):
         pipe(PROMPT, **SMALL, control_image=picture(SQUARE))
+
+
+def test_adapters_change_the_model_and_not_the_nets(
+    hunyuan_bundles: Folders, hunyuan_controlnets: Folders, tmp_path: Path
+) -> None:
+    """A net of scale 0 changes nothing of what an adapter does, and one of scale 1 is itself with it."""
+    generator = torch.Generator().manual_seed(1)
+    width, key = hunyuan.TRANSFORMER["hidden_size"], "transformer.blocks.0.attn1.to_out.0"
+    parts = {f"{key}.lora_A.weight": (4, width), f"{key}.lora_B.weight": (width, 4)}
+    tensors = {name: 0.3 * torch.randn(shape, generator=generator) for name, shape in parts.items()}
+    save_file(tensors, tmp_path / "style.safetensors")
+    with load(hunyuan_bundles, [hunyuan_controlnets["v1.2"][1]]) as pipe:
+        followed, _ = latents(pipe, **SMALL, control_image=picture(SQUARE))
+        pipe.load_lora(tmp_path / "style.safetensors")
+        alone, _ = latents(pipe, **SMALL)
+        none, _ = latents(pipe, **SMALL, control_image=picture(SQUARE), controlnet_conditioning_scale=0.0)
+        recorder = Recorder()
+        pipe.observer = recorder
+        pipe(PROMPT, **SMALL, control_image=picture(SQUARE), guidance_scale=1.0)
+    np.testing.assert_allclose(none, alone, rtol=0, atol=1e-5)
+    assert np.abs(followed - alone).max() > 0.1
+    call = next(call for call in recorder.calls if call.component == "controlnet")
+    with pochade_net(hunyuan_controlnets["v1.2"][1]) as net:
+        found = net.run_component("controlnet", call.inputs)["sums"]
+    np.testing.assert_allclose(found, call.outputs["sums"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("scheme", "least"), [("int8", 30.0), ("int4", 20.0)])
+def test_quantized_nets(
+    hunyuan_bundles: Folders, hunyuan_controlnets: Folders, tmp_path: Path, scheme: str, least: float
+) -> None:
+    """In dB, on random weights: sane, not good."""
+    net = hunyuan_controlnets["v1.2"][1]
+    made = quantize_bundle(net, tmp_path / scheme, SCHEMES[scheme])
+    card = made.manifest.scorecard
+    assert card is not None and card["settings"] == {"inputs": "random", "seed": 7, "reference": net.name}
+    assert card["pipeline"] == {} and min(row["snr_db"] for row in card["components"].values()) > least
+    step = made.manifest.components["controlnet"]
+    assert step.precision == scheme and [spec.name for spec in step.inputs if spec.optional] == ["controls"]
+    found = []
+    for folder in (net, made.path):
+        with load(hunyuan_bundles, [folder]) as pipe:
+            found.append(latents(pipe, **SMALL, control_image=picture(SQUARE))[0])
+    assert 0 < np.abs(found[0] - found[1]).max() < 0.5
+    if scheme == "int4":
+        weights = [
+            node.input[1] for node in onnx.load(made.path / "controlnet.onnx").graph.node if node.op_type == "MatMul"
+        ]
+        assert weights == ["patch_in.weight.T"] * 2
+
+
+def test_what_reads_no_prompts_is_not_calibrated_with_any(hunyuan_controlnets: Folders) -> None:
+    net = Bundle.open(hunyuan_controlnets["v1.2"][1])
+    with pytest.raises(UsageError, match="reads no prompts to calibrate with; leave --calibration away"):
+        record_calibration(net, ["a fox"], lambda *_: None)
+    with pytest.raises(UsageError, match="a controlnet, paints no picture by itself; measure its model"):
+        small_settings(net)
 
 
 def test_commands(
@@ -166,5 +233,7 @@ def test_commands(
         assert reason in capsys.readouterr().err
     assert main([*small[:3], net, *small[4:]]) == 2
     assert "is a ControlNet, which paints nothing by itself" in capsys.readouterr().err
+    assert main(["bench", net]) == 2
+    assert "paints no picture by itself" in capsys.readouterr().err
     assert main(["info", net]) == 0
     assert "controlnet" in capsys.readouterr().out
