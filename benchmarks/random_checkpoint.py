@@ -2,7 +2,8 @@
 
     python -m pochade.benchmarks.random_checkpoint MODEL FOLDER [--dtype fp32|fp16|bf16] [--shards N]
 
-MODEL is meissonic, monetico, hunyuandit-v1.1 or hunyuandit-v1.2. Weights are drawn as they are written. Speed and
+MODEL is meissonic, monetico, hunyuandit-v1.1 or hunyuandit-v1.2, or a ControlNet of one of the latter two,
+hunyuandit-v1.1-controlnet or hunyuandit-v1.2-controlnet. Weights are drawn as they are written. Speed and
 memory do not depend on the values, as long as they stay finite; quality cannot be read off them.
 """
 
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pochade.benchmarks.random_hunyuandit import VERSIONS, write_hunyuandit
+from pochade.benchmarks.random_hunyuandit import VERSIONS, write_controlnet, write_hunyuandit
 from pochade.benchmarks.random_weights import DTYPES, save_random
 from pochade.export.checkpoint import empty
 from pochade.export.modules.clip_text import ClipTextConfig, ClipTextEncoder
@@ -24,7 +25,8 @@ from pochade.export.modules.masked_transformer import MaskedTransformer, Transfo
 from pochade.export.modules.vq import VqConfig, VQModel
 
 HUNYUANDIT = {f"hunyuandit-{version}": version for version in VERSIONS}
-MODELS = ("meissonic", "monetico", *HUNYUANDIT)
+CONTROLNETS = {f"hunyuandit-{version}-controlnet": version for version in VERSIONS}
+MODELS = ("meissonic", "monetico", *HUNYUANDIT, *CONTROLNETS)
 
 _BLOCKS = 5
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -119,6 +121,8 @@ def write_checkpoint(folder: Path, model: str, dtype: str = "fp32", shards: int 
     generator = torch.Generator().manual_seed(seed)
     if model in HUNYUANDIT:
         write_hunyuandit(folder, HUNYUANDIT[model], dtype, shards, generator)
+    elif model in CONTROLNETS:
+        write_controlnet(folder, CONTROLNETS[model], dtype, shards, generator)
     else:
         _write_meissonic(folder, model == "meissonic", dtype, shards, generator)
 

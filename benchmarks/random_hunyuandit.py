@@ -15,6 +15,7 @@ import torch
 from pochade.benchmarks.random_weights import save_random
 from pochade.export.checkpoint import empty
 from pochade.export.modules.bert import BertConfig, BertEncoder
+from pochade.export.modules.hunyuan_controlnet import ControlNet, ControlNetConfig
 from pochade.export.modules.hunyuan_dit import HunyuanConfig, HunyuanDiT
 from pochade.export.modules.t5_encoder import T5Config, T5Encoder
 from pochade.export.modules.vae import AutoencoderKL, VaeConfig
@@ -127,6 +128,30 @@ PIECES = 250_100
 SPECIAL_WORDS = {0: "[PAD]", 100: "[UNK]", 101: "[CLS]", 102: "[SEP]", 103: "[MASK]"}
 """Where a Chinese BERT vocabulary has them; numbers between are unused."""
 IDEOGRAPHS = [chr(code) for code in range(0x4E00, 0x9FA6)]
+
+
+def write_controlnet(
+    folder: Path,
+    version: str,
+    dtype: str,
+    shards: int,
+    generator: torch.Generator,
+    changes: Mapping[str, Any] | None = None,
+) -> None:
+    """A ControlNet of the model, in diffusers' folder; arguments are those of `write_hunyuandit`."""
+    of_model = CONFIGS["transformer"] | dict(changes or {})
+    values = {name: value for name, value in of_model.items() if name not in ("learn_sigma", "norm_type", "num_layers")}
+    values |= {
+        "_class_name": "HunyuanDiT2DControlNetModel",
+        "conditioning_channels": 3,
+        "transformer_num_layers": of_model["num_layers"],
+    }
+    sized = version == "v1.1"
+    config = ControlNetConfig.from_dict(values | {SIZES_KEY: sized})
+    if sized:
+        del values[SIZES_KEY]
+    save_random(folder, "diffusion_pytorch_model", empty(ControlNet, config), dtype, shards, generator)
+    (folder / "config.json").write_text(json.dumps(values))
 
 
 def write_hunyuandit(

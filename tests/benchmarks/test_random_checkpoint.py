@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from pochade.benchmarks.random_checkpoint import CONFIGS, write_checkpoint
-from pochade.benchmarks.random_hunyuandit import VERSIONS, write_hunyuandit
+from pochade.benchmarks.random_hunyuandit import VERSIONS, write_controlnet, write_hunyuandit
 from pochade.benchmarks.random_weights import save_random, spread
 from pochade.export.checkpoint import TensorFolder
 from pochade.export.families.hunyuandit import HunyuanDiT
+from pochade.export.families.hunyuandit_controlnet import HunyuanControlNet
 from pochade.export.families.meissonic import Meissonic
 from pochade.export.recipes import choose, read_recipes
 from tests import hunyuan
@@ -46,6 +47,15 @@ def test_hunyuandit_opens_as_published(tmp_path: Path, version: str) -> None:
     pieces = model.more_tokenizers()["text_encoder_2"].encode("a fox")
     assert pieces.tokens[:3] == ["▁a", "▁fox", "</s>"]
     assert len(pieces.ids) == 256
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_controlnet_opens_as_published(tmp_path: Path, version: str) -> None:
+    folder = tmp_path / "Depth"
+    write_controlnet(folder, version, "fp16", 1, torch.Generator().manual_seed(0), hunyuan.TRANSFORMER)
+    assert choose(read_recipes(), folder, None).name == f"hunyuandit-{version}-controlnet-depth"
+    config = HunyuanControlNet.open(folder).layout.config
+    assert (config.num_skips, config.use_style_cond_and_image_meta_size) == (2, version == "v1.1")
 
 
 def test_a_random_network_answers_with_finite_numbers(tmp_path: Path) -> None:
