@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pochade.bundle import Bundle, Component
 from pochade.runtime.codec_memory import ASIDE, CodecMemory
@@ -18,6 +18,12 @@ WORK = 25
 
 HELD = 30_000_000
 """Bytes that stay of reading prompts: libraries, and holes in the heap where a tokenizer of 250 000 pieces was."""
+
+EXPANDED = 2
+"""Times a codec's weights are there while it opens, if they are kept in 8 bits: all are cast before all are scaled."""
+
+NOT_EXPANDED = ("fp32", "fp16", "int8")
+"""Precisions whose weights an open session holds once, and in the form that `memory` counts."""
 
 PREPACKED = 1.15
 """Share of their weights that block-wise products hold in an open session."""
@@ -66,6 +72,8 @@ class MemoryModel:
             for component in (components["transformer"], *(net["controlnet"] for net in self._nets))
         )
         self._codec = CodecMemory(components["vae_decoder"], factor)
+        expanded = 1 if components["vae_decoder"].precision in NOT_EXPANDED else EXPANDED
+        self._opening = expanded * self._weights("vae_decoder") + ASIDE
         self._encoder = CodecMemory(components["vae_encoder"], factor) if "vae_encoder" in components else None
 
     @classmethod
@@ -97,9 +105,12 @@ class MemoryModel:
         return first | {
             "text": [Way(base + encoders + ASIDE + work.adapters)],
             # What the session computes, gives, and what is copied of it so that the session can go.
-            "condition": [Way(later + max(told) + ASIDE + 3 * kept + work.adapters)],
+            "condition": [Way(later + max(told) + 2 * ASIDE + 3 * kept + work.adapters)],
             "denoise": [Way(later + kept + self._loop(work) + ASIDE)],
-            "decode": self._codec.ways(later, work.rows, work.columns, work.images, tiling),
+            "decode": [
+                replace(way, peak=max(way.peak, later + self._opening))
+                for way in self._codec.ways(later, work.rows, work.columns, work.images, tiling)
+            ],
         }
 
     def _weights(self, component: str) -> int:
@@ -119,4 +130,4 @@ class MemoryModel:
 
 def _prepacked(component: Component) -> float:
     """Share of the weights that an open session holds: block-wise products keep sums of their blocks."""
-    return 1.0 if component.precision in ("fp32", "fp16", "int8") else PREPACKED
+    return 1.0 if component.precision in NOT_EXPANDED else PREPACKED
