@@ -32,6 +32,7 @@ from pochade.errors import (
     OutputError,
     UsageError,
 )
+from pochade.runtime.families import FAMILIES
 from pochade.runtime.ort import ort
 
 PROMPT = "一只红狐狸 🦊, oil on wood"
@@ -393,7 +394,7 @@ def edit_manifest(folder: Path, **changes: Any) -> None:
         (lambda folder: edit_manifest(folder, format_version=99), "99"),
         (
             lambda folder: edit_manifest(folder, family="cubism"),
-            "family 'cubism' is unknown here; known are dimo, hunyuandit, meissonic",
+            f"family 'cubism' is unknown here; known are {', '.join(sorted(FAMILIES))}",
         ),
         (lambda folder: edit_manifest(folder, family_revision=99), "revision 99 of family meissonic"),
     ],
