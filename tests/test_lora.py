@@ -20,6 +20,7 @@ from torch import Tensor
 import pochade
 from pochade.cli import main
 from pochade.errors import InputRefusedError, UsageError
+from pochade.export.families.hunyuandit import HunyuanDiT
 from pochade.export.families.meissonic import Meissonic
 from pochade.lora_graph import find_sites, save_lora_graph
 from pochade.quant.bundle import quantize_bundle
@@ -279,6 +280,31 @@ def test_meissonic_takes_kohya_files(bundles: dict[str, Path], tmp_path: Path) -
             answer = module(*inputs.values())
             wanted = [answer] if isinstance(answer, Tensor) else list(answer)
             close(list(found.values()), [value.numpy() for value in wanted])
+
+
+def test_kohya_files_change_bert(hunyuan_bundles: dict[str, tuple[Path, Path]], tmp_path: Path) -> None:
+    checkpoint, bundle = hunyuan_bundles["v1.2"]
+    down, up = torch.randn(2, TEXT, generator=torch.Generator().manual_seed(4)), 0.05 * torch.randn(TEXT, 2)
+    layers = [f"encoder.layer.{i}.attention.self.{part}" for i in (0, 2) for part in ("query", "key", "value")]
+    tensors: dict[str, Tensor] = {}
+    for layer in layers:
+        tensors |= one(f"lora_te1_{layer.replace('.', '_')}", down, up)
+    plan = next(plan for plan in HunyuanDiT.open(checkpoint).plans(torch.float32) if plan.name == "text_encoder")
+    module = hunyuan.filled(plan)
+    ids = torch.randint(5, 60, (1, hunyuan.TEXT_LEN), generator=torch.Generator().manual_seed(5))
+    mask = (torch.arange(hunyuan.TEXT_LEN) < 20).long()[None]
+    before = module(ids, mask)
+    state = module.state_dict()
+    for layer in layers:
+        state[f"{layer}.weight"] = state[f"{layer}.weight"] + up @ down
+    module.load_state_dict(state)
+    with pochade.load(bundle, device="cpu") as pipe:
+        pipe.load_lora(written(tensors, tmp_path))
+        inputs = {"input_ids": ids.numpy(), "attention_mask": mask.numpy()}
+        found = pipe.run_component("text_encoder", inputs)["text_states"]
+    after = module(ids, mask).numpy()
+    close([found[:, :20]], [after[:, :20]])
+    assert np.abs(after - before.numpy()).max() > 0.05
 
 
 def test_commands(
