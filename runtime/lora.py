@@ -97,7 +97,7 @@ def open_lora(path: Path, scale: float, bundle: Bundle, names: LoraNames, partia
         InputRefusedError: it is no LoRA, not one of this model, or not one of it alone.
         UsageError: the bundle takes none.
     """
-    file, layers = LoraFile.open(path), _Layers(bundle, names)
+    layers, file = _Layers(bundle, names), LoraFile.open(path)
     found: dict[str, dict[str, list[Change]]] = defaultdict(lambda: defaultdict(list))
     unused, used = list(file.unknown), 0
     whole: dict[tuple[str, str], float] = {}
