@@ -89,6 +89,8 @@ def _site(node: ir.Node, known: Mapping[str, AdaptedLayer]) -> Site | None:
     if layer is None:
         norms = dict(zip(outputs, _norms(weight, widths, axis=0 if is_transposed else 1), strict=True))
         layer = AdaptedLayer(int(inputs), outputs, norms)
+        if isinstance(weight, ir.ExternalTensor):
+            weight.release()  # or every weight of the network stays mapped until the graph goes
     assert source.name is not None and result.name is not None
     return Site(layer, source.name, result.name, _dtype(node.inputs[1], weight))
 
