@@ -74,7 +74,7 @@ class Lora:
 
     def __str__(self) -> str:
         """For people."""
-        share = f"{100 * self.relative_norm:.2g} % of the norm of the weights it changes"
+        share = f"{100 * self.relative_norm:.2f} % of the norm of the weights it changes"
         return f"LoRA {self.path.name}: {self.used_keys} of {self.keys} keys, {share}"
 
     def nbytes(self, component: str) -> int:
