@@ -7,7 +7,7 @@ import itertools
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +22,27 @@ SHOWN = 3
 """Keys that a message names."""
 
 
+NETWORK = ("transformer", "condition")
+"""Components that files know as one network."""
+
+PREFIXES: dict[str, Sequence[str]] = {
+    "base_model.model.": NETWORK,
+    "transformer.": NETWORK,
+    "lora_unet_": NETWORK,
+    "lora_transformer_": NETWORK,
+    "text_encoder.": ("text_encoder",),
+    "lora_te1_": ("text_encoder",),
+    "lora_te_": ("text_encoder",),
+    "": NETWORK,
+}
+"""What PEFT, diffusers and Kohya's scripts put before a layer's name."""
+
+
 @dataclass(frozen=True)
 class LoraNames:
     """How files name the layers of a family."""
 
-    prefixes: Mapping[str, Sequence[str]]
+    prefixes: Mapping[str, Sequence[str]] = field(default_factory=lambda: PREFIXES)
     """Components by what files put before a layer's name, "" for nothing."""
     originals: Sequence[tuple[str, Sequence[str]]] = ()
     """Names of another layout: a regular expression, and the published layers that it stands for, rows of whose weights

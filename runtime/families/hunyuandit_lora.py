@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-from pochade.runtime.lora import LoraNames
+from pochade.runtime.lora import NETWORK, PREFIXES, LoraNames
 
-_NETWORK = ("transformer", "condition")
 _BLOCK = r"blocks\.(\d+)\."
 LORA_NAMES = LoraNames(
-    {
-        "base_model.model.": _NETWORK,
-        "transformer.": _NETWORK,
-        "unet.": _NETWORK,
-        "lora_unet_": _NETWORK,
-        "lora_transformer_": _NETWORK,
-        "text_encoder.": ("text_encoder",),
-        "lora_te1_": ("text_encoder",),
-        "lora_te_": ("text_encoder",),
-        "": _NETWORK,
-    },
+    # Of Tencent's demo.
+    PREFIXES | {"unet.": NETWORK},
     # Tencent's names (spec section 2.4); there queries, keys and values are one layer.
     (
         (_BLOCK + r"attn1\.Wqkv", tuple(rf"blocks.\1.attn1.to_{x}" for x in "qkv")),

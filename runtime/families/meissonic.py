@@ -52,20 +52,6 @@ Since 3 the decoder has the input `recompute`."""
 
 PREVIEW_SIDE = 256
 
-_NETWORK = ("transformer", "condition")
-LORA_NAMES = LoraNames(
-    {
-        "base_model.model.": _NETWORK,
-        "transformer.": _NETWORK,
-        "lora_unet_": _NETWORK,
-        "lora_transformer_": _NETWORK,
-        "text_encoder.": ("text_encoder",),
-        "lora_te1_": ("text_encoder",),
-        "lora_te_": ("text_encoder",),
-        "": _NETWORK,
-    }
-)
-
 
 @dataclass(frozen=True)
 class Request:
@@ -103,7 +89,7 @@ class MeissonicPipeline(Pipeline):
     """Masked-token text-to-image."""
 
     revisions: ClassVar[tuple[int, ...]] = REVISIONS
-    lora_names: ClassVar = LORA_NAMES
+    lora_names: ClassVar = LoraNames()
     components: ClassVar = ("text_encoder", "condition", "transformer", "sampler", "vq_decoder")
 
     def _read_bundle(self, bundle: Bundle) -> None:
