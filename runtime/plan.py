@@ -15,6 +15,23 @@ from pochade.sizes import show_bytes
 
 
 @dataclass(frozen=True)
+class Workload:
+    """What a call asks for, as far as memory goes."""
+
+    rows: int
+    """Of what the decoder reads for one picture."""
+    columns: int
+    steps: int
+    texts: int
+    """Distinct prompts and negative prompts."""
+    images: int
+    adapters: int = 0
+    """Bytes of the changes of the component that has most of them."""
+    encodes: bool = False
+    """Whether it begins with a picture or follows one."""
+
+
+@dataclass(frozen=True)
 class Way:
     """One way to run a phase."""
 

@@ -31,8 +31,9 @@ from pochade.export.trace import save
 from pochade.export.write import export_checkpoint
 from pochade.quant.fidelity import Recorder
 from pochade.runtime.families.dimo import DimoPipeline
-from pochade.runtime.families.meissonic_memory import MemoryModel, Workload
+from pochade.runtime.families.meissonic_memory import MemoryModel
 from pochade.runtime.ort import ort
+from pochade.runtime.plan import Workload
 from pochade.runtime.rng import PhiloxNoise
 from tests.golden import GOLDEN, TOLERANCE, softmax
 

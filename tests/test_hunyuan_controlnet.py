@@ -22,8 +22,9 @@ from pochade.quant.bundle import quantize_bundle
 from pochade.quant.fidelity import Recorder, open_pipeline
 from pochade.quant.scheme import SCHEMES
 from pochade.quant.trial import record_calibration, small_settings
-from pochade.runtime.families.hunyuandit_memory import MemoryModel, Workload
+from pochade.runtime.families.hunyuandit_memory import MemoryModel
 from pochade.runtime.pipeline import Pipeline, Result
+from pochade.runtime.plan import Workload
 from tests import hunyuan
 from tests.hunyuan_reference import NEGATIVE, PROMPT, reference
 

@@ -34,12 +34,12 @@ from pochade.runtime.arguments import (
 from pochade.runtime.families.hunyuandit_controlnet import Control, HunyuanControlNet, read_controls
 from pochade.runtime.families.hunyuandit_loop import Condition, DiffusionLoop, Latent, Request
 from pochade.runtime.families.hunyuandit_lora import LORA_NAMES
-from pochade.runtime.families.hunyuandit_memory import MemoryModel, Workload
+from pochade.runtime.families.hunyuandit_memory import MemoryModel
 from pochade.runtime.hunyuan_grid import nearest_size, rotary_tables
 from pochade.runtime.image import from_image, to_image
 from pochade.runtime.memory import peak_memory
 from pochade.runtime.pipeline import Pipeline, Result, StepEvent
-from pochade.runtime.plan import Plan
+from pochade.runtime.plan import Plan, Workload
 from pochade.runtime.rng import MAX_SEED, GaussianNoise, PhiloxGaussianNoise, random_seed
 from pochade.runtime.schedulers import SAMPLERS
 from pochade.runtime.schedulers.diffusion import DiffusionConfig, DiffusionScheduler
@@ -221,8 +221,8 @@ class HunyuanDiTPipeline(Pipeline):
             request.num_inference_steps,
             len(request.texts),
             len(request.prompts),
-            request.image is not None or bool(request.control_images),
             max(self._adapter_bytes(name) for name in self.components),
+            request.image is not None or bool(request.control_images),
         )
         memory = MemoryModel.of(self.bundle, self._factor, self._used_nets(request))
         return self._plan(None if memory is None else partial(memory.ways, work, self.tiling))

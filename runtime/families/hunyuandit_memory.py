@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from pochade.bundle import Bundle, Component
 from pochade.runtime.codec_memory import ASIDE, CodecMemory
 from pochade.runtime.pipeline import Tiling
-from pochade.runtime.plan import Way
+from pochade.runtime.plan import Way, Workload
 
 FLOAT = 4
 """Bytes."""
@@ -30,23 +30,6 @@ PREPACKED = 1.15
 
 ADAPTED = 5
 """The same of what an adapter adds to the hidden layer."""
-
-
-@dataclass(frozen=True)
-class Workload:
-    """What a call asks for, as far as memory goes."""
-
-    rows: int
-    """Of latents in a picture."""
-    columns: int
-    steps: int
-    texts: int
-    """Distinct prompts and negative prompts."""
-    images: int
-    encodes: bool
-    """Whether it begins with a picture or follows one."""
-    adapters: int = 0
-    """Bytes of the changes of the component that has most of them."""
 
 
 class MemoryModel:
@@ -87,7 +70,7 @@ class MemoryModel:
         """
         try:
             model = cls(bundle, factor, nets)
-            model.ways(Workload(1, 1, 1, 1, 1, False), "auto", 0)
+            model.ways(Workload(1, 1, 1, 1, 1), "auto", 0)
         except (KeyError, IndexError, TypeError, ValueError, ZeroDivisionError):
             return None
         return model

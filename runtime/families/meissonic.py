@@ -33,12 +33,12 @@ from pochade.runtime.arguments import (
     read_prompts,
     read_temperatures,
 )
-from pochade.runtime.families.meissonic_memory import MemoryModel, Workload
+from pochade.runtime.families.meissonic_memory import MemoryModel
 from pochade.runtime.image import to_image
 from pochade.runtime.lora import LoraNames
 from pochade.runtime.memory import peak_memory
 from pochade.runtime.pipeline import Pipeline, Result, StepEvent
-from pochade.runtime.plan import Plan
+from pochade.runtime.plan import Plan, Workload
 from pochade.runtime.rng import MAX_SEED, Noise, PhiloxNoise, random_seed, uniform_row
 from pochade.runtime.schedulers.masked import MaskedSchedule, MaskingSchedule
 from pochade.runtime.session import ComponentSession, to_array

@@ -7,33 +7,16 @@ latter is counted in the tensors whose shapes the bundle tells; how many of them
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from pochade.bundle import Bundle
 from pochade.runtime.codec_memory import ASIDE, CodecMemory
 from pochade.runtime.pipeline import Tiling
-from pochade.runtime.plan import Way
+from pochade.runtime.plan import Way, Workload
 
 FLOAT = 4
 """Bytes."""
 
 HEAD_CHUNK = 512
 """Cells that the sampler computes logits of at a time; pochade.export.sampler has the same number."""
-
-
-@dataclass(frozen=True)
-class Workload:
-    """What a call asks for, as far as memory goes."""
-
-    rows: int
-    """Of cells in a picture."""
-    columns: int
-    steps: int
-    texts: int
-    """Distinct prompts and negative prompts."""
-    images: int
-    adapters: int = 0
-    """Bytes of the changes of the component that has most of them."""
 
 
 class MemoryModel:

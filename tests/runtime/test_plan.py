@@ -12,9 +12,9 @@ import pytest
 
 import pochade
 from pochade.errors import BundleInvalidError, OutOfBudgetError, UsageError
-from pochade.runtime.families.meissonic_memory import HEAD_CHUNK, MemoryModel, Workload
+from pochade.runtime.families.meissonic_memory import HEAD_CHUNK, MemoryModel
 from pochade.runtime.memory import resident_memory
-from pochade.runtime.plan import Way, choose
+from pochade.runtime.plan import Way, Workload, choose
 from pochade.runtime.providers import Device
 
 GIGA = 10**9
