@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pochade.errors import UsageError
 from pochade.runtime.arguments import MAX_TEMPERATURE, check_number
-from pochade.runtime.families.meissonic import DenoiseLoop, MeissonicPipeline, Request
+from pochade.runtime.families.meissonic import DenoiseLoop, MaskedRequest, MeissonicPipeline
 from pochade.runtime.rng import Noise, StartNoise, uniform_row
 from pochade.runtime.session import ComponentSession, to_array
 
@@ -59,7 +59,7 @@ class DimoPipeline(MeissonicPipeline):
 
     def _loop(
         self,
-        request: Request,
+        request: MaskedRequest,
         condition: dict[str, tuple[Any, Any]],
         noise: Noise,
         image: int,
@@ -82,7 +82,7 @@ class DimoPipeline(MeissonicPipeline):
         start: NDArray[np.int64] = tokens.reshape(1, *grid)
         return start
 
-    def _settings(self, request: Request) -> dict[str, Any]:
+    def _settings(self, request: MaskedRequest) -> dict[str, Any]:
         return super()._settings(request) | {"temperature": request.temperature[0]}
 
     @property
@@ -96,7 +96,7 @@ class _OneStep:
     def __init__(
         self,
         tokens: NDArray[np.int64],
-        request: Request,
+        request: MaskedRequest,
         condition: dict[str, tuple[Any, Any]],
         noise: StartNoise,
         image: int,

@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pochade import __version__
 from pochade.bundle import Bundle
 from pochade.errors import BundleInvalidError, UsageError
 from pochade.runtime.arguments import (
@@ -32,37 +31,36 @@ from pochade.runtime.arguments import (
     read_prompts,
 )
 from pochade.runtime.families.hunyuandit_controlnet import Control, HunyuanControlNet, read_controls
-from pochade.runtime.families.hunyuandit_loop import Condition, DiffusionLoop, Latent, Request
+from pochade.runtime.families.hunyuandit_loop import Condition, DiffusionLoop, DiffusionRequest, Latent
 from pochade.runtime.families.hunyuandit_lora import LORA_NAMES
 from pochade.runtime.families.hunyuandit_memory import MemoryModel
 from pochade.runtime.hunyuan_grid import nearest_size, rotary_tables
-from pochade.runtime.image import from_image, to_image
-from pochade.runtime.memory import peak_memory
+from pochade.runtime.image import from_image
+from pochade.runtime.painting import PaintingPipeline
 from pochade.runtime.pipeline import Pipeline, Result, StepEvent
-from pochade.runtime.plan import Plan, Workload
 from pochade.runtime.rng import MAX_SEED, GaussianNoise, PhiloxGaussianNoise, random_seed
 from pochade.runtime.schedulers import SAMPLERS
 from pochade.runtime.schedulers.diffusion import DiffusionConfig, DiffusionScheduler
-from pochade.runtime.session import ComponentSession
 from pochade.runtime.strips import strip_count
 from pochade.runtime.tokenizer import EncodedPrompt, PromptTokenizer
 
 REVISIONS = (1,)
 """Of component and tensor names; pochade.export.families.hunyuandit writes the last."""
 
-PREVIEW_SIDE = 256
 ORIGINAL_SIZE = (1024.0, 1024.0)
 """Of the picture that versions up to 1.1 are told the result was cut from, as in the published pipeline."""
 ENCODERS = {"text_encoder": "", "text_encoder_2": "_2"}
 """Text encoders, and what is put behind the names of their tensors."""
 
 
-class HunyuanDiTPipeline(Pipeline):
+class HunyuanDiTPipeline(PaintingPipeline[DiffusionRequest]):
     """Text-to-image and image-to-image by latent diffusion, in Chinese and English."""
 
     revisions: ClassVar = REVISIONS
     lora_names: ClassVar = LORA_NAMES
     components: ClassVar = (*ENCODERS, "condition", "transformer", "vae_decoder")
+    decoder: ClassVar = "vae_decoder"
+    decoder_input: ClassVar = "latent"
 
     _nets: tuple[HunyuanControlNet, ...] = ()
 
@@ -168,25 +166,27 @@ class HunyuanDiTPipeline(Pipeline):
         check_number("strength", strength, 0.0, 1.0)
         if image is not None:
             self._check_image(values["num_inference_steps"], strength)
-        controls = read_controls(self._nets, control_image, controlnet_conditioning_scale)
+        control_images, control_scales = read_controls(self._nets, control_image, controlnet_conditioning_scale)
         prompts, negatives = read_prompts(prompt, values["negative_prompt"])
-        request = Request(
+        request = DiffusionRequest(
             # Published pipelines take the white space around a prompt away.
-            tuple(text.strip() for text in prompts) * num_images_per_prompt,
-            negatives * num_images_per_prompt,
-            values["width"],
-            values["height"],
-            values["num_inference_steps"],
-            float(values["guidance_scale"]),
-            float(guidance_rescale),
-            values["sampler"],
-            seed,
-            image,
-            float(strength),
-            *controls,
+            prompts=tuple(text.strip() for text in prompts) * num_images_per_prompt,
+            negative_prompts=negatives * num_images_per_prompt,
+            width=values["width"],
+            height=values["height"],
+            num_inference_steps=values["num_inference_steps"],
+            guidance_scale=float(values["guidance_scale"]),
+            seed=seed,
+            guidance_rescale=float(guidance_rescale),
+            sampler=values["sampler"],
+            image=image,
+            strength=float(strength),
+            control_images=control_images,
+            control_scales=control_scales,
         )
         self._scheduler(request)  # says what is wrong with the number of steps before anything is loaded
-        self.plan = self._planned(request)
+        memory = MemoryModel.of(self.bundle, self._factor, self._used_nets(request))
+        self.plan = self._planned(request, memory, encodes=image is not None or bool(control_images))
         return self._paint(request, noise or PhiloxGaussianNoise(request.seed))
 
     def read_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -208,34 +208,17 @@ class HunyuanDiTPipeline(Pipeline):
         if int(steps * strength) < 1:
             raise UsageError(f"strength {strength:g} of {steps} steps is none; take {1 / steps:.3g} or more")
 
-    def _scheduler(self, request: Request) -> DiffusionScheduler:
+    def _scheduler(self, request: DiffusionRequest) -> DiffusionScheduler:
         return SAMPLERS[request.sampler].create(request.num_inference_steps, self._noise_config)
 
-    def _first_step(self, request: Request) -> int:
+    def _first_step(self, request: DiffusionRequest) -> int:
         return self._scheduler(request).start(request.strength) if request.image is not None else 0
 
-    def _planned(self, request: Request) -> Plan | None:
-        """How to keep a call within the limit; None where there is none and the bundle does not tell enough."""
-        work = Workload(
-            *self._grid(request),
-            request.num_inference_steps,
-            len(request.texts),
-            len(request.prompts),
-            max(self._adapter_bytes(name) for name in self.components),
-            request.image is not None or bool(request.control_images),
-        )
-        memory = MemoryModel.of(self.bundle, self._factor, self._used_nets(request))
-        return self._plan(None if memory is None else partial(memory.ways, work, self.tiling))
-
-    def _used_nets(self, request: Request) -> list[Bundle]:
+    def _used_nets(self, request: DiffusionRequest) -> list[Bundle]:
         """Of the ControlNets that take part in a call."""
         return [net.bundle for net in self._nets[: len(request.control_images)]]
 
-    def _grid(self, request: Request) -> tuple[int, int]:
-        """Rows and columns of latents."""
-        return request.height // self._factor, request.width // self._factor
-
-    def _paint(self, request: Request, noise: GaussianNoise) -> Iterator[StepEvent | Result]:
+    def _paint(self, request: DiffusionRequest, noise: GaussianNoise) -> Iterator[StepEvent | Result]:
         """The phases: picture, text, condition, denoise steps, decode; one of them in memory at a time."""
         self._begin()
         start = time.perf_counter()
@@ -243,20 +226,9 @@ class HunyuanDiTPipeline(Pipeline):
         states, notes = self._encode(request)
         # Passed on without a name here, so that decoding does not find it still in memory.
         finished = yield from self._denoise(request, self._conditions(request, states), pictures, noise, start)
-        images = self._decode(finished)
-        self._timings["total"] = time.perf_counter() - start
-        yield Result(
-            images,
-            [request.seed + i for i in range(len(images))],
-            self._settings(request),
-            dict(self._timings),
-            peak_memory(),
-            dict(self._providers),
-            tuple(notes) + ((f"painted on the CPU: {self.device.note}",) if self.device.note else ()),
-            dict(self._components),
-        )
+        yield self._result(request, finished, notes, start)
 
-    def _encode_images(self, request: Request) -> list[Latent]:
+    def _encode_images(self, request: DiffusionRequest) -> list[Latent]:
         """Latents of the control images, and last of the picture to begin with."""
         images = [*request.control_images, *([] if request.image is None else [request.image])]
         if not images:
@@ -270,7 +242,7 @@ class HunyuanDiTPipeline(Pipeline):
                     latents[id(image)] = encoder.run({"image": pixels, "strips": strips})["latent"].numpy().copy()
         return [latents[id(image)] for image in images]
 
-    def _encode(self, request: Request) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    def _encode(self, request: DiffusionRequest) -> tuple[dict[str, dict[str, Any]], list[str]]:
         """States and masks of every distinct text, named as `condition` takes them, and what did not fit."""
         notes: list[str] = []
         states: dict[str, dict[str, Any]] = {text: {} for text in request.texts}
@@ -292,13 +264,13 @@ class HunyuanDiTPipeline(Pipeline):
                     del outputs
         return states, notes
 
-    def _conditions(self, request: Request, states: Mapping[str, Mapping[str, Any]]) -> list[Condition]:
+    def _conditions(self, request: DiffusionRequest, states: Mapping[str, Mapping[str, Any]]) -> list[Condition]:
         """The transformer's, then those of the ControlNets."""
         bundles = [self.bundle, *self._used_nets(request)]
         return [self._condition(request, states, bundle, _suffix(i)) for i, bundle in enumerate(bundles)]
 
     def _condition(
-        self, request: Request, states: Mapping[str, Mapping[str, Any]], bundle: Bundle, suffix: str
+        self, request: DiffusionRequest, states: Mapping[str, Mapping[str, Any]], bundle: Bundle, suffix: str
     ) -> Condition:
         """Text tokens and modulation of all steps, for every distinct text."""
         shared: dict[str, Any] = {"timesteps": self._scheduler(request).timesteps}
@@ -314,7 +286,7 @@ class HunyuanDiTPipeline(Pipeline):
 
     def _denoise(
         self,
-        request: Request,
+        request: DiffusionRequest,
         conditions: Sequence[Condition],
         pictures: Sequence[Latent],
         noise: GaussianNoise,
@@ -347,55 +319,19 @@ class HunyuanDiTPipeline(Pipeline):
                 finished.append(latent)
         return finished
 
-    def _rope(self, request: Request) -> dict[str, NDArray[np.float32]]:
+    def _rope(self, request: DiffusionRequest) -> dict[str, NDArray[np.float32]]:
         """Angles of every cell, as the transformer takes them."""
         rows, columns = (math.prod((side, self._factor)) // self._multiple for side in self._grid(request))
         cosines, sines = rotary_tables(rows, columns, self._head_dim)
         return {"rope_cos": cosines, "rope_sin": sines}
 
-    def _decode(self, latents: Sequence[Latent]) -> list[Image.Image]:
-        """Pictures of latents."""
-        with self._phase("decode"), self._open("vae_decoder") as decoder:
-            return [self._picture(decoder, latent) for latent in latents]
-
-    def _preview(self, latent: Latent) -> Image.Image:
-        """Small picture of a step's latents, noise included."""
-        # Not _open: a preview belongs neither to the run's providers nor to what an observer is told of it.
-        session = ComponentSession(self.bundle, "vae_decoder", self.device, self.threads, self._stop)
-        with contextlib.closing(session) as decoder:
-            image = self._picture(decoder, latent)
-        image.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
-        return image
-
-    def _picture(self, decoder: ComponentSession, latent: Latent) -> Image.Image:
-        rows, columns = latent.shape[2:]
-        count = strip_count(rows, columns, self._factor) if self.tiling != "off" else 1
-        recompute = np.array(self._way("decode").recompute)
-        outputs = decoder.run({"latent": latent, "strips": np.array([count]), "recompute": recompute})
-        return to_image(outputs["image"].numpy()[0])
-
-    def _settings(self, request: Request) -> dict[str, Any]:
-        several = len(set(request.prompts)) > 1
-        return {
-            "prompt": list(request.prompts) if several else request.prompts[0],
-            "negative_prompt": (list(request.negative_prompts) if several else request.negative_prompts[0])
-            if request.guided
-            else None,
-            "width": request.width,
-            "height": request.height,
-            "num_inference_steps": request.num_inference_steps,
-            "guidance_scale": request.guidance_scale,
+    def _settings(self, request: DiffusionRequest) -> dict[str, Any]:
+        return super()._settings(request) | {
             "guidance_rescale": request.guidance_rescale,
             "sampler": request.sampler,
             "strength": request.strength if request.image is not None else None,
             "controlnets": [net.manifest.name for net in self._used_nets(request)] or None,
             "controlnet_conditioning_scale": list(request.control_scales) or None,
-            "seed": request.seed,
-            "model": self.bundle.manifest.name,
-            "bundle_sha256": self.bundle.digest,
-            "device": self.device.name,
-            "version": __version__,
-            **self._lora_settings(),
         }
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 from pochade.errors import UsageError
 from pochade.runtime.families.hunyuandit_controlnet import Control
 from pochade.runtime.guidance import guided
+from pochade.runtime.painting import Request
 from pochade.runtime.rng import GaussianNoise
 from pochade.runtime.schedulers.diffusion import DiffusionScheduler
 from pochade.runtime.session import ComponentSession, to_array
@@ -25,20 +26,12 @@ Condition = Mapping[str, tuple[Any, Any]]
 """Text tokens and modulation of all steps, by text."""
 
 
-@dataclass(frozen=True)
-class Request:
+@dataclass(frozen=True, kw_only=True)
+class DiffusionRequest(Request):
     """A call with every default filled in and every value checked."""
 
-    prompts: tuple[str, ...]
-    """One per image."""
-    negative_prompts: tuple[str, ...]
-    width: int
-    height: int
-    num_inference_steps: int
-    guidance_scale: float
     guidance_rescale: float
     sampler: str
-    seed: int
     image: Image.Image | None
     """To begin with, of any size."""
     strength: float
@@ -46,22 +39,12 @@ class Request:
     """What each ControlNet looks at, of any size; empty where none takes part."""
     control_scales: tuple[float, ...]
 
-    @property
-    def guided(self) -> bool:
-        """Whether the negative prompt takes part."""
-        return self.guidance_scale > 1.0
-
-    @property
-    def texts(self) -> list[str]:
-        """Every distinct text."""
-        return list(dict.fromkeys(self.prompts + (self.negative_prompts if self.guided else ())))
-
 
 @dataclass(frozen=True)
 class DiffusionLoop:
     """The steps of one picture: the transformer once or twice, then the sampler."""
 
-    request: Request
+    request: DiffusionRequest
     image: int
     """Which picture of the call it is."""
     scheduler: DiffusionScheduler

@@ -7,19 +7,16 @@ again, until the last step keeps them all and the codec decodes the grid.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from pochade import __version__
 from pochade.bundle import Bundle
 from pochade.errors import BundleInvalidError
 from pochade.runtime.arguments import (
@@ -34,15 +31,12 @@ from pochade.runtime.arguments import (
     read_temperatures,
 )
 from pochade.runtime.families.meissonic_memory import MemoryModel
-from pochade.runtime.image import to_image
 from pochade.runtime.lora import LoraNames
-from pochade.runtime.memory import peak_memory
-from pochade.runtime.pipeline import Pipeline, Result, StepEvent
-from pochade.runtime.plan import Plan, Workload
+from pochade.runtime.painting import PaintingPipeline, Request
+from pochade.runtime.pipeline import Result, StepEvent
 from pochade.runtime.rng import MAX_SEED, Noise, PhiloxNoise, random_seed, uniform_row
 from pochade.runtime.schedulers.masked import MaskedSchedule, MaskingSchedule
 from pochade.runtime.session import ComponentSession, to_array
-from pochade.runtime.strips import strip_count
 from pochade.runtime.tokenizer import PromptTokenizer
 
 REVISIONS = (2, 3)
@@ -50,29 +44,15 @@ REVISIONS = (2, 3)
 
 Since 3 the decoder has the input `recompute`."""
 
-PREVIEW_SIDE = 256
 
-
-@dataclass(frozen=True)
-class Request:
+@dataclass(frozen=True, kw_only=True)
+class MaskedRequest(Request):
     """A call with every default filled in and every value checked."""
 
-    prompts: tuple[str, ...]
-    """One per image."""
-    negative_prompts: tuple[str, ...]
-    width: int
-    height: int
-    num_inference_steps: int
-    guidance_scale: float
     temperature: tuple[float, float]
-    seed: int
+    """On the first and on the last step."""
     micro_conds: tuple[float, ...]
     """Width, height, crop top and left, aesthetic score, as the transformer was trained on them."""
-
-    @property
-    def guided(self) -> bool:
-        """Whether the negative prompt takes part; the released pipeline compares strictly."""
-        return self.guidance_scale > 1.0
 
 
 class DenoiseLoop(Protocol):
@@ -85,12 +65,14 @@ class DenoiseLoop(Protocol):
         """Next token grid and this step's draw for every cell, (1, height, width) int64, on the device or the host."""
 
 
-class MeissonicPipeline(Pipeline):
+class MeissonicPipeline(PaintingPipeline[MaskedRequest]):
     """Masked-token text-to-image."""
 
     revisions: ClassVar[tuple[int, ...]] = REVISIONS
     lora_names: ClassVar = LoraNames()
     components: ClassVar = ("text_encoder", "condition", "transformer", "sampler", "vq_decoder")
+    decoder: ClassVar = "vq_decoder"
+    decoder_input: ClassVar = "tokens"
 
     def _read_bundle(self, bundle: Bundle) -> None:
         scheduler, defaults = bundle.manifest.scheduler, bundle.manifest.defaults
@@ -181,18 +163,18 @@ class MeissonicPipeline(Pipeline):
         for number in micro_conds:
             check_number("micro condition", number, -MAX_SIDE, MAX_SIDE)
         prompts, negatives = read_prompts(prompt, values["negative_prompt"])
-        request = Request(
-            prompts * num_images_per_prompt,
-            negatives * num_images_per_prompt,
-            values["width"],
-            values["height"],
-            values["num_inference_steps"],
-            float(values["guidance_scale"]),
-            temperature,
-            seed,
-            (values["width"], values["height"], *micro_conds),
+        request = MaskedRequest(
+            prompts=prompts * num_images_per_prompt,
+            negative_prompts=negatives * num_images_per_prompt,
+            width=values["width"],
+            height=values["height"],
+            num_inference_steps=values["num_inference_steps"],
+            guidance_scale=float(values["guidance_scale"]),
+            seed=seed,
+            temperature=temperature,
+            micro_conds=(values["width"], values["height"], *micro_conds),
         )
-        self.plan = self._planned(request)
+        self.plan = self._planned(request, MemoryModel.of(self.bundle, self._factor))
         return self._paint(request, noise or PhiloxNoise(request.seed))
 
     def read_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -212,42 +194,17 @@ class MeissonicPipeline(Pipeline):
         check_number("guidance_scale", values["guidance_scale"], 0.0, MAX_GUIDANCE)
         return read_temperatures(values["temperature"])
 
-    def _planned(self, request: Request) -> Plan | None:
-        """How to keep a call within the limit; None where there is none and the bundle does not tell enough."""
-        texts = set(request.prompts + (request.negative_prompts if request.guided else ()))
-        work = Workload(
-            *self._grid(request),
-            request.num_inference_steps,
-            len(texts),
-            len(request.prompts),
-            max(self._adapter_bytes(name) for name in self.components),
-        )
-        memory = MemoryModel.of(self.bundle, self._factor)
-        return self._plan(None if memory is None else partial(memory.ways, work, self.tiling))
-
-    def _paint(self, request: Request, noise: Noise) -> Iterator[StepEvent | Result]:
+    def _paint(self, request: MaskedRequest, noise: Noise) -> Iterator[StepEvent | Result]:
         """The phases: text, condition, denoise steps, decode; one of them in memory at a time."""
         self._begin()
         start = time.perf_counter()
         states, notes = self._encode(request)
         # Passed on without a name here: two megabytes a step that decoding must not find still in memory.
         finished = yield from self._denoise(request, self._condition(request, states), noise, start)
-        images = self._decode(finished)
-        self._timings["total"] = time.perf_counter() - start
-        yield Result(
-            images,
-            [request.seed + i for i in range(len(images))],
-            self._settings(request),
-            dict(self._timings),
-            peak_memory(),
-            dict(self._providers),
-            tuple(notes) + ((f"painted on the CPU: {self.device.note}",) if self.device.note else ()),
-            dict(self._components),
-            tuple(finished),
-        )
+        yield replace(self._result(request, finished, notes, start), tokens=tuple(finished))
 
     def _denoise(
-        self, request: Request, condition: dict[str, tuple[Any, Any]], noise: Noise, start: float
+        self, request: MaskedRequest, condition: dict[str, tuple[Any, Any]], noise: Noise, start: float
     ) -> Generator[StepEvent, None, list[NDArray[np.int64]]]:
         """Token grid of every image; a method of its own, so that no value of its sessions outlives it."""
         total = len(request.prompts) * request.num_inference_steps
@@ -269,7 +226,7 @@ class MeissonicPipeline(Pipeline):
 
     def _loop(
         self,
-        request: Request,
+        request: MaskedRequest,
         condition: dict[str, tuple[Any, Any]],
         noise: Noise,
         image: int,
@@ -283,16 +240,11 @@ class MeissonicPipeline(Pipeline):
         tokens = np.full((1, *self._grid(request)), self._mask_token_id, np.int64)
         return _MaskedLoop(tokens, request, schedule, condition, noise, image, transformer, sampler)
 
-    def _grid(self, request: Request) -> tuple[int, int]:
-        """Rows and columns of cells."""
-        return request.height // self._factor, request.width // self._factor
-
-    def _encode(self, request: Request) -> tuple[dict[str, tuple[Any, Any]], list[str]]:
+    def _encode(self, request: MaskedRequest) -> tuple[dict[str, tuple[Any, Any]], list[str]]:
         """Text states and pooled vector of every distinct text, and what did not fit."""
-        texts = list(dict.fromkeys(request.prompts + (request.negative_prompts if request.guided else ())))
         notes, states = [], {}
         with self._phase("text"), self._open("text_encoder") as encoder:
-            for text in texts:
+            for text in request.texts:
                 encoded = self._tokenizer.encode(text)
                 if note := encoded.note(text):
                     notes.append(note)
@@ -300,7 +252,7 @@ class MeissonicPipeline(Pipeline):
                 states[text] = (encoder.detached(outputs["text_states"]), encoder.detached(outputs["pooled"]))
         return states, notes
 
-    def _condition(self, request: Request, states: dict[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
+    def _condition(self, request: MaskedRequest, states: dict[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
         """Text stream and modulation of all steps, for every distinct text."""
         micro = np.array([request.micro_conds], np.float32)
         timesteps = np.arange(request.num_inference_steps - 1, -1, -1, dtype=np.float32)
@@ -312,54 +264,16 @@ class MeissonicPipeline(Pipeline):
                 condition[text] = (session.detached(outputs["context"]), session.detached(outputs["modulation"]))
         return condition
 
-    def _decode(self, grids: Sequence[Any]) -> list[Image.Image]:
-        """Pictures of token grids."""
-        with self._phase("decode"), self._open("vq_decoder") as decoder:
-            return [self._picture(decoder, grid) for grid in grids]
-
-    def _preview(self, codes: Any) -> Image.Image:
-        """Small picture of a step's draw; cells not yet kept show their present draw."""
-        # Not _open: a preview belongs neither to the run's providers nor to what an observer is told of it.
-        session = ComponentSession(self.bundle, "vq_decoder", self.device, self.threads, self._stop)
-        with contextlib.closing(session) as decoder:
-            image = self._picture(decoder, codes)
-        image.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
-        return image
-
-    def _picture(self, decoder: ComponentSession, tokens: Any) -> Image.Image:
-        rows, columns = (tokens.shape if isinstance(tokens, np.ndarray) else tokens.shape())[1:]
-        count = strip_count(rows, columns, self._factor) if self.tiling != "off" else 1
-        inputs = {"tokens": tokens, "strips": np.array([count]), "recompute": np.array(self._way("decode").recompute)}
-        # Bundles of revision 2 know no recompute.
-        known = {spec.name for spec in decoder.component.inputs}
-        outputs = decoder.run({name: value for name, value in inputs.items() if name in known})
-        return to_image(outputs["image"].numpy()[0])
-
     @property
     def _sampler_name(self) -> str:
         """What settings call the way that tokens are decided."""
         return f"masked {self._schedule}"
 
-    def _settings(self, request: Request) -> dict[str, Any]:
-        several = len(set(request.prompts)) > 1
-        return {
-            "prompt": list(request.prompts) if several else request.prompts[0],
-            "negative_prompt": (list(request.negative_prompts) if several else request.negative_prompts[0])
-            if request.guided
-            else None,
-            "width": request.width,
-            "height": request.height,
-            "num_inference_steps": request.num_inference_steps,
-            "guidance_scale": request.guidance_scale,
+    def _settings(self, request: MaskedRequest) -> dict[str, Any]:
+        return super()._settings(request) | {
             "temperature": list(request.temperature),
             "micro_conds": list(request.micro_conds),
-            "seed": request.seed,
             "sampler": self._sampler_name,
-            "model": self.bundle.manifest.name,
-            "bundle_sha256": self.bundle.digest,
-            "device": self.device.name,
-            "version": __version__,
-            **self._lora_settings(),
         }
 
 
@@ -369,7 +283,7 @@ class _MaskedLoop:
     def __init__(
         self,
         tokens: NDArray[np.int64],
-        request: Request,
+        request: MaskedRequest,
         schedule: MaskedSchedule,
         condition: dict[str, tuple[Any, Any]],
         noise: Noise,
