@@ -30,8 +30,8 @@ from pochade.runtime.arguments import (
     check_whole,
     read_prompts,
 )
-from pochade.runtime.families.hunyuandit_controlnet import Control, HunyuanControlNet, read_controls
-from pochade.runtime.families.hunyuandit_loop import Condition, DiffusionLoop, DiffusionRequest, Latent
+from pochade.runtime.families.hunyuandit_controlnet import Control, HunyuanControlNet, Latent, read_controls
+from pochade.runtime.families.hunyuandit_loop import Condition, DiffusionLoop, DiffusionRequest
 from pochade.runtime.families.hunyuandit_lora import LORA_NAMES
 from pochade.runtime.families.hunyuandit_memory import MemoryModel
 from pochade.runtime.hunyuan_grid import nearest_size, rotary_tables

@@ -11,16 +11,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pochade.errors import UsageError
-from pochade.runtime.families.hunyuandit_controlnet import Control
+from pochade.runtime.families.hunyuandit_controlnet import Control, Latent
 from pochade.runtime.guidance import guided
 from pochade.runtime.painting import Request
 from pochade.runtime.rng import GaussianNoise
 from pochade.runtime.schedulers.diffusion import DiffusionScheduler
 from pochade.runtime.session import ComponentSession, to_array
-
-Latent = NDArray[np.float32]
-"""(1, channels, height / factor, width / factor)"""
-
 
 Condition = Mapping[str, tuple[Any, Any]]
 """Text tokens and modulation of all steps, by text."""
