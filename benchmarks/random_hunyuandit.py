@@ -110,6 +110,7 @@ SCHEDULER: dict[str, Any] = {
     "trained_betas": None,
     "variance_type": "fixed_small",
 }
+"""The published file, without `beta_end`, which the version decides."""
 MODEL_INDEX = {
     "_class_name": "HunyuanDiTPipeline",
     "feature_extractor": [None, None],

@@ -26,19 +26,6 @@ from pochade.sizes import read_picture_size
 FACTOR, CHANNELS = 8, 4
 """Pixels per side of a cell, and numbers in it."""
 
-CONFIG = {
-    "block_out_channels": (128, 256, 512, 512),
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "in_channels": 3,
-    "latent_channels": CHANNELS,
-    "layers_per_block": 2,
-    "norm_num_groups": 32,
-    "out_channels": 3,
-    "scaling_factor": 0.13025,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-}
-"""As published."""
-
 
 def make(folder: Path, scheme: str) -> Path:
     """The decoder in float32 or quantized, made if it is not there."""
@@ -49,12 +36,13 @@ def make(folder: Path, scheme: str) -> Path:
     if scheme == "fp32":
         import torch
 
+        from pochade.benchmarks.random_hunyuandit import CONFIGS
         from pochade.export.modules.vae import AutoencoderKL, VaeConfig
         from pochade.export.trace import save
         from pochade.export.vae_graphs import build_vae_decoder
 
         torch.manual_seed(0)
-        config = VaeConfig.from_dict(CONFIG)
+        config = VaeConfig.from_dict(CONFIGS["vae"])
         save(build_vae_decoder(config, AutoencoderKL(config).state_dict().__getitem__), path)
     else:
         from pochade.quant.component import quantize_component

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -50,28 +51,31 @@ def hunyuan_graphs(hunyuan_bundles: dict[str, tuple[Path, Path]]) -> dict[str, P
 @pytest.fixture(scope="session")
 def hunyuan_bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
     """Checkpoint and fp32 bundle of tiny HunyuanDiTs, by version."""
-    from pochade.export.write import export_checkpoint
-    from tests import hunyuan, hunyuan_checkpoint
+    from tests.hunyuan_checkpoint import write_checkpoint
 
-    folder = tmp_path_factory.mktemp("hunyuandit")
-    made = {}
-    for version in hunyuan.VERSIONS:
-        checkpoint = hunyuan_checkpoint.write_checkpoint(folder / f"HunyuanDiT-{version}", version)
-        export_checkpoint(checkpoint, folder / version)
-        made[version] = (checkpoint, folder / version)
-    return made
+    return export_versions(tmp_path_factory.mktemp("hunyuandit"), "HunyuanDiT-{}", write_checkpoint)
 
 
 @pytest.fixture(scope="session")
 def hunyuan_controlnets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
     """Checkpoint and fp32 bundle of tiny ControlNets, by version."""
-    from pochade.export.write import export_checkpoint
-    from tests import hunyuan, hunyuan_checkpoint
+    from tests.hunyuan_checkpoint import write_controlnet
 
-    folder = tmp_path_factory.mktemp("controlnets")
-    made = {}
-    for version in hunyuan.VERSIONS:
-        checkpoint = hunyuan_checkpoint.write_controlnet(folder / f"HunyuanDiT-{version}-Canny", version)
-        export_checkpoint(checkpoint, folder / version)
-        made[version] = (checkpoint, folder / version)
+    return export_versions(tmp_path_factory.mktemp("controlnets"), "HunyuanDiT-{}-Canny", write_controlnet)
+
+
+def export_versions(folder: Path, name: str, write: Callable[[Path, str], Path]) -> dict[str, tuple[Path, Path]]:
+    """Checkpoint and fp32 bundle of every version of HunyuanDiT, made in a folder.
+
+    Args:
+        folder: for both.
+        name: of the checkpoint, with a place for the version.
+        write: makes the checkpoint of a version.
+    """
+    from pochade.export.write import export_checkpoint
+    from tests.hunyuan import VERSIONS
+
+    made = {version: (write(folder / name.format(version), version), folder / version) for version in VERSIONS}
+    for checkpoint, bundle in made.values():
+        export_checkpoint(checkpoint, bundle)
     return made

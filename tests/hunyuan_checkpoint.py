@@ -12,28 +12,12 @@ import sentencepiece
 import torch
 from diffusers import AutoencoderKL
 
+from pochade.benchmarks.random_hunyuandit import BETA_END, SCHEDULER
 from pochade.export.hunyuan_keys import to_original
 from tests import hunyuan, text_models
 
 WORDS = ("red", "fox", "in", "the", "snow", "blue", "heart", "worst", "quality", "a", "fox ##es", "##s")
 CHARACTERS = "一只红色的狐狸在雪地里错误的眼睛，糟糕的人脸蓝心宇航员骑马"
-BETA_END = {"v1.1": 0.03, "v1.2": 0.018}
-SCHEDULER: dict[str, Any] = {
-    "_class_name": "DDPMScheduler",
-    "beta_schedule": "scaled_linear",
-    "beta_start": 0.00085,
-    "clip_sample": False,
-    "num_train_timesteps": 1000,
-    "prediction_type": "v_prediction",
-    "rescale_betas_zero_snr": False,
-    "set_alpha_to_one": False,
-    "steps_offset": 1,
-    "thresholding": False,
-    "timestep_spacing": "leading",
-    "trained_betas": None,
-    "variance_type": "fixed_small",
-}
-"""The published file."""
 
 
 def write_checkpoint(folder: Path, version: str, seed: int = 0) -> Path:

@@ -10,6 +10,7 @@ import onnxruntime as ort
 import pytest
 import torch
 
+from pochade.benchmarks.random_hunyuandit import BETA_END
 from pochade.errors import InputRefusedError, UsageError
 from pochade.export.families.hunyuandit import HunyuanDiT
 from pochade.export.trace import save
@@ -44,7 +45,7 @@ def test_weights_tell_the_version(checkpoints: dict[str, Path], tmp_path: Path, 
     edit(folder / "transformer" / "config.json", use_style_cond_and_image_meta_size=version == "v1.2")
     manifest = HunyuanDiT.open(folder).scheduler_manifest()
     assert manifest["takes_sizes"] == (version == "v1.1")
-    assert manifest["beta_end"] == hunyuan_checkpoint.BETA_END[version]
+    assert manifest["beta_end"] == BETA_END[version]
     condition = next(p for p in HunyuanDiT.open(folder).plans(torch.float32) if p.name == "condition")
     assert ("image_meta_size" in condition.inputs) == (version == "v1.1")
 

@@ -14,6 +14,7 @@ import torch
 from diffusers import AutoencoderKL as Reference
 from numpy.typing import NDArray
 
+from pochade.benchmarks.random_hunyuandit import CONFIGS
 from pochade.export.modules.vae import AutoencoderKL, VaeConfig
 from pochade.export.trace import save
 from pochade.export.vae_graphs import build_vae_decoder, build_vae_encoder
@@ -22,17 +23,7 @@ from pochade.quant.scheme import SCHEMES
 
 TOLERANCE = 5e-5
 LEVELS = {"3": (32, 32, 64), "4": (32, 64, 64, 96)}
-PUBLISHED: dict[str, Any] = {
-    "act_fn": "silu",
-    "force_upcast": False,
-    "in_channels": 3,
-    "latent_channels": 4,
-    "layers_per_block": 2,
-    "norm_num_groups": 32,
-    "out_channels": 3,
-    "sample_size": 512,
-    "scaling_factor": 0.13025,
-}
+PUBLISHED = CONFIGS["vae"]
 Array = NDArray[np.float32]
 
 
