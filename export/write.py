@@ -17,6 +17,7 @@ from pochade.export.families import FAMILIES
 from pochade.export.passes.store_half import StoreHalfPass
 from pochade.export.recipes import Recipe, choose, read_recipes
 from pochade.export.trace import save
+from pochade.gpu_graph import with_gpu_graphs
 from pochade.lora_graph import find_sites, save_lora_graph
 from pochade.session_memory import weight_bytes
 
@@ -71,7 +72,8 @@ def export_checkpoint(
             if name in model.lora_components:
                 path = writer.path / component.file
                 component = replace(component, lora=save_lora_graph(path, find_sites(ir.load(path))))
-            components[name] = component
+            gpu_dtype = "float16" if name in model.half_components else "float32"
+            components[name] = with_gpu_graphs(component, writer.path, gpu_dtype)
         first = model.tokenizer()
         if first is not None:
             first.save(str(writer.path / TOKENIZER), pretty=False)

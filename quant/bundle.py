@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from pochade.bundle import Bundle, BundleWriter, Component, Manifest
 from pochade.errors import InputRefusedError, OutputError, UsageError
+from pochade.gpu_graph import with_gpu_graphs
 from pochade.lora_graph import find_sites, save_lora_graph
 from pochade.manifest import LoraGraph
 from pochade.quant.component import ComponentReport, quantize_component
@@ -157,7 +158,7 @@ def _quantized(
         calls,
     )
     data = path.with_name(f"{file}.data")
-    return replace(
+    quantized = replace(
         component,
         file=file,
         external_data=(data.name,) if data.exists() else (),
@@ -165,7 +166,9 @@ def _quantized(
         quantization=_account(result, scheme) if result.changed else None,
         memory=_memory(component, result),
         lora=_lora(bundle, component, path),
+        gpu=None,
     )
+    return with_gpu_graphs(quantized, folder, component.gpu.dtype if component.gpu is not None else "float32")
 
 
 def _lora(bundle: Bundle, component: Component, path: Path) -> LoraGraph | None:

@@ -23,6 +23,8 @@ class Exportable(Protocol):
     """Of component and tensor names; the runtime's family reads it."""
     lora_components: ClassVar[tuple[str, ...]]
     """Components whose linear layers low-rank changes can be added to."""
+    half_components: ClassVar[tuple[str, ...]]
+    """Components that graphics cards compute in float16; the others would leave its range or lose what matters."""
     task: ClassVar[str]
     """What a bundle of it is for, see docs/bundle-format.md."""
 

@@ -47,6 +47,7 @@ class HunyuanDiT:
 
     revision: ClassVar[int] = REVISION
     lora_components: ClassVar[tuple[str, ...]] = ("text_encoder", "condition", "transformer")
+    half_components: ClassVar[tuple[str, ...]] = ("text_encoder", "transformer")
     task: ClassVar[str] = "text-to-image"
 
     @classmethod

@@ -36,6 +36,7 @@ class HunyuanControlNet:
 
     revision: ClassVar[int] = REVISION
     lora_components: ClassVar[tuple[str, ...]] = ()
+    half_components: ClassVar[tuple[str, ...]] = ("controlnet",)
     task: ClassVar[str] = "controlnet"
 
     @classmethod

@@ -202,6 +202,7 @@ class Meissonic:
 
     revision: ClassVar[int] = REVISION
     lora_components: ClassVar[tuple[str, ...]] = ("text_encoder", "condition", "transformer")
+    half_components: ClassVar[tuple[str, ...]] = ("text_encoder", "transformer")
     task: ClassVar[str] = "text-to-image"
 
     def graphs(self, dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], ir.Model]]]:

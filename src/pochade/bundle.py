@@ -95,12 +95,13 @@ class Bundle:
         if faults:
             raise BundleInvalidError(str(self.path), faults)
 
-    def component_path(self, name: str, adapted: bool = False) -> Path:
+    def component_path(self, name: str, adapted: bool = False, on_gpu: bool = False) -> Path:
         """The ONNX file of a component.
 
         Args:
             name: of the component.
             adapted: the graph that takes low-rank changes, which the component must have.
+            on_gpu: the graph to run on a graphics card.
 
         Raises:
             BundleInvalidError: The bundle has no such component.
@@ -109,7 +110,7 @@ class Bundle:
         if component is None:
             known = ", ".join(sorted(self.manifest.components))
             raise BundleInvalidError(str(self.path), [f"it has no component {name!r}, only {known}"])
-        return self.path / (component.lora.file if adapted and component.lora else component.file)
+        return self.path / component.graph_file(adapted, on_gpu)
 
     @property
     def tokenizer_path(self) -> Path | None:
@@ -352,11 +353,11 @@ def _graph_faults(folder: Path, component: Component, file: str, sizes: Mapping[
         path = prefix + location
         if reason := path_fault(location):
             yield f"reads tensors from {location!r}, which {reason}"
-        elif path not in component.external_data:
+        elif path not in component.external_data and (path != component.file or file == path):
             yield f"reads tensors from {path!r}, which its component does not declare"
         elif path in sizes and needed > sizes[path]:
             yield f"reads tensors up to byte {needed} of {path!r}, which has {sizes[path]}"
-    for path in component.external_data:
+    for path in component.external_data if file == component.file else ():
         if path.removeprefix(prefix) not in facts.external:
             yield f"reads nothing from {path!r}, which its component declares"
     for operator in sorted(facts.operators & _REFUSED_OPERATORS):

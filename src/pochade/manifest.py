@@ -65,13 +65,26 @@ class AdaptedLayer:
 
 
 @dataclass(frozen=True)
+class GpuGraph:
+    """Another graph of a component, on the same data files, in the operators and types of graphics cards."""
+
+    file: str
+    dtype: str
+    """What its matrix products compute in: float32 or float16; its inputs and outputs are those of the first."""
+    weights: int
+    """Bytes that an open session holds of the weights."""
+
+
+@dataclass(frozen=True)
 class LoraGraph:
-    """A second graph of a component, on the same data files, that takes low-rank changes as further inputs."""
+    """Another graph of a component, on the same data files, that takes low-rank changes as further inputs."""
 
     file: str
     dtype: str
     """Of the changes: float32 or float16."""
     layers: tuple[AdaptedLayer, ...]
+    gpu: GpuGraph | None = None
+    """The same for graphics cards; None where this one is as good there."""
 
 
 @dataclass(frozen=True)
@@ -94,11 +107,27 @@ class Component:
     `per_pixel_recomputed`, of a codec, the layers kept at most while it works. None in bundles made before."""
     lora: LoraGraph | None = None
     """None for a component that takes no LoRA."""
+    gpu: GpuGraph | None = None
+    """None where the first graph is as good on a graphics card, or is all there is."""
 
     @property
     def graphs(self) -> tuple[str, ...]:
-        """Its graph files."""
-        return (self.file,) if self.lora is None else (self.file, self.lora.file)
+        """Its graph files, the first one first."""
+        others = [self.gpu, self.lora, self.lora.gpu if self.lora is not None else None]
+        return (self.file, *(graph.file for graph in others if graph is not None))
+
+    def graph_file(self, adapted: bool, on_gpu: bool) -> str:
+        """The graph to open.
+
+        Args:
+            adapted: it has to take low-rank changes, which the component must be able to.
+            on_gpu: it will run on a graphics card.
+        """
+        chosen: Component | LoraGraph = self
+        if adapted:
+            assert self.lora is not None, f"{self.name} takes no low-rank changes"
+            chosen = self.lora
+        return chosen.gpu.file if on_gpu and chosen.gpu is not None else chosen.file
 
 
 @dataclass(frozen=True)
@@ -160,7 +189,9 @@ class Manifest:
             for spec in (*component["inputs"], *component["outputs"]):
                 if not spec["optional"]:
                     del spec["optional"]
-            for optional in ("memory", "lora"):
+            if component["lora"] is not None and component["lora"]["gpu"] is None:
+                del component["lora"]["gpu"]
+            for optional in ("memory", "lora", "gpu"):
                 if component[optional] is None:
                     del component[optional]
         if not self.more_tokenizers:
@@ -305,6 +336,7 @@ def _component(name: str, item: JsonObject) -> Component:
         num_parameters=item.count("num_parameters", least=0),
         memory=_memory(item),
         lora=_lora(item),
+        gpu=_gpu(item),
     )
 
 
@@ -332,10 +364,23 @@ def _lora(item: JsonObject) -> LoraGraph | None:
     layers = tuple(_adapted_layer(layer) for layer in lora.objects("layers"))
     for name in _repeated(name for layer in layers for name in layer.outputs):
         lora.fault("layers", f"has {name!r} twice")
-    dtype = lora.take("dtype", str, "float32")
+    return LoraGraph(_path(lora, "file"), _float_type(lora), layers, _gpu(lora))
+
+
+def _gpu(item: JsonObject) -> GpuGraph | None:
+    """The graph for graphics cards, where there is one."""
+    if "gpu" not in item.values:
+        return None
+    gpu = JsonObject(item.take("gpu", dict, {}), item.faults, f"{item.at}gpu.")
+    return GpuGraph(_path(gpu, "file"), _float_type(gpu), gpu.count("weights", least=0))
+
+
+def _float_type(item: JsonObject) -> str:
+    """float32 or float16."""
+    dtype: str = item.take("dtype", str, "float32")
     if dtype not in ("float32", "float16"):
-        lora.fault("dtype", f"{dtype!r} is neither float32 nor float16")
-    return LoraGraph(_path(lora, "file"), dtype, layers)
+        item.fault("dtype", f"{dtype!r} is neither float32 nor float16")
+    return dtype
 
 
 def _adapted_layer(item: JsonObject) -> AdaptedLayer:
@@ -426,8 +471,9 @@ def _component_faults(component: Component, listed: set[str]) -> Iterator[str]:
     for path in component.external_data:
         if not path.startswith(folder_prefix(component.file)):
             yield f"{path!r} is not below the folder of {component.file!r}"
-    if component.lora is not None and folder_prefix(component.lora.file) != folder_prefix(component.file):
-        yield f"{component.lora.file!r} is not in the folder of {component.file!r}"
+    for path in component.graphs[1:]:
+        if folder_prefix(path) != folder_prefix(component.file):
+            yield f"{path!r} is not in the folder of {component.file!r}"
     for path in _repeated((*component.graphs, *component.external_data)):
         yield f"{path!r} is named twice"
     for path in sorted({*component.graphs, *component.external_data} - listed):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-FOLDED = ("Cast", "Mul")
+FOLDED = ("Cast", "Expand", "Mul", "Reshape")
 """Operators by which weights are expanded; of constants, ONNX Runtime computes them while it opens a session."""
 
 CAST_BYTES = {1: 4, 10: 2}
@@ -26,11 +27,17 @@ def weight_bytes(model: Any) -> int:
                 constants[value] = tensor.size, tensor.dtype.itemsize
     ahead = set()
     for node in model.graph.all_nodes():
+        if node.op_type == "Constant" and (held := node.attributes.get("value")) is not None:
+            tensor = held.as_tensor()
+            constants[node.outputs[0]] = tensor.size, tensor.dtype.itemsize
         inputs = [constants.get(value) for value in node.inputs if value is not None]
         known = [constant for constant in inputs if constant is not None]
         if node.op_type in FOLDED and node.domain == "" and known and len(known) == len(inputs):
             ahead.add(node)
-            size, itemsize = max(known)
+            size, itemsize = known[0] if node.op_type == "Reshape" else max(known)
+            if node.op_type == "Expand" and (shape := node.inputs[1].const_value) is not None:
+                size = math.prod(map(int, shape.numpy()))
+                itemsize = known[0][1]
             cast = node.attributes.get_int("to", 0)
             constants[node.outputs[0]] = size, CAST_BYTES.get(cast, itemsize)
     remaining = [value for value in constants if any(use.node not in ahead for use in value.uses())]

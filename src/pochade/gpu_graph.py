@@ -1,0 +1,355 @@
+"""A second graph of a component, on the same weights, in operators and types of graphics cards.
+
+What computes on 8-bit activations, which no card's provider has kernels for, computes on expanded weights there. Blocks
+of 4 bits are read as blocks of 32, whose products have a fused kernel: the bytes are the same, a scale is repeated for
+each part of its block. With float16, matrix products and attention compute in it, and what lies between them moves it;
+norms, sums and rotary embeddings stay in float32, so that the residual stream cannot leave float16's range
+(Micikevicius et al. 2018, arXiv 1710.03740, section 3.3).
+
+Everything that is made of weights alone is computed by ONNX Runtime when it opens the session, so the second graph adds
+no data: a file of operators beside the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from pochade.manifest import Component, GpuGraph
+from pochade.session_memory import weight_bytes
+
+CPU_ONLY = frozenset(
+    {"MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger"}
+)
+"""Operators of 8-bit activations that are left once those below are replaced; a graph with one stays on the CPU."""
+
+BLOCK = 32
+"""Block size of the fused kernel of CUDA's MatMulNBits (weights of 4 bits, float16, no zero points)."""
+
+HALF = frozenset({"MatMul", "Gemm", "MatMulNBits", "MultiHeadAttention"})
+"""What computes in float16."""
+
+FOLLOWS = frozenset(
+    {
+        "Reshape",
+        "Transpose",
+        "Split",
+        "Slice",
+        "Concat",
+        "Squeeze",
+        "Unsqueeze",
+        "Expand",
+        "Identity",
+        "FastGelu",
+        "Gelu",
+    }
+)
+"""What computes in the type that it is given: it moves numbers, or makes each no larger."""
+
+FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+
+FINITE = 65504.0
+"""Largest float16."""
+
+INLINE_BYTES = 1024
+"""Constants up to so many bytes stay in the graph's own file."""
+
+SCALARS = 64
+"""Constants up to so many numbers are narrowed here, and kept finite: minus infinity times 0 is not 0."""
+
+
+def save_gpu_graph(path: Path, dtype: str) -> GpuGraph | None:
+    """Write the second graph beside a component's first.
+
+    Args:
+        path: of the first graph, `<name>.onnx`; with what takes low-rank changes, `<name>.lora.onnx`.
+        dtype: `float16` or `float32`, what matrix products are computed in.
+
+    Returns:
+        What the manifest says about it; None where the first graph is as good on a card, or cannot be brought there.
+    """
+    model = ir.load(path)
+    if any(node.op_type in CPU_ONLY for node in model.graph.all_nodes()):
+        return None
+    changed = _replace_operators(model)
+    if dtype == "float16" and not any(_subgraphs(node) for node in model.graph):
+        changed += _Narrowing(model.graph).apply()
+    if not changed:
+        return None
+    RemoveUnusedNodesPass()(model)
+    _read_from(path, model)
+    target = path.with_name(f"{path.stem}.gpu.onnx")
+    for graph in model.graphs():
+        _forget_shapes(graph)
+    ir.save(model, target)
+    return GpuGraph(target.name, dtype, weight_bytes(model))
+
+
+def with_gpu_graphs(component: Component, folder: Path, dtype: str) -> Component:
+    """A component with its graphs for graphics cards written beside those that it has.
+
+    Args:
+        component: whose files lie in the folder.
+        folder: of the bundle.
+        dtype: see `save_gpu_graph`.
+    """
+    lora = component.lora
+    if lora is not None:
+        lora = replace(lora, gpu=save_gpu_graph(folder / lora.file, dtype))
+    return replace(component, gpu=save_gpu_graph(folder / component.file, dtype), lora=lora)
+
+
+def _forget_shapes(graph: ir.Graph) -> None:
+    """Drop what ONNX Runtime infers again: a third of the file."""
+    kept = {*graph.inputs, *graph.outputs, *graph.initializers.values()}
+    for node in graph:
+        for value in node.outputs:
+            if value not in kept:
+                value.shape, value.type = None, None
+
+
+def _replace_operators(model: ir.Model) -> int:
+    """Replace what a card has no kernel for, or no fast one, and say how many there were."""
+    changed = 0
+    for node in list(model.graph.all_nodes()):
+        if node.op_type == "DynamicQuantizeMatMul":
+            _expand(node)
+        elif node.op_type == "MatMulNBits" and _can_split(node):
+            _split_blocks(node)
+        elif node.op_type == "ArgMax" and (ids := node.inputs[0]) is not None and ids.dtype is ir.DataType.INT64:
+            # No card compares whole numbers for it; ids of a vocabulary are exact in float32.
+            node.replace_input_with(0, _before(node, "Cast", [ids], ir.DataType.FLOAT, to=int(ir.DataType.FLOAT)))
+        else:
+            continue
+        changed += 1
+    return changed
+
+
+def _expand(product: ir.Node) -> None:
+    """A product of rounded activations -> one of whole ones with the expanded weight."""
+    x, codes, scales, zero, bias = (*product.inputs, None, None)[:5]
+    assert x is not None and codes is not None and scales is not None, f"{product.name} is incomplete"
+    graph, result = _home(product), product.outputs[0]
+    name = codes.name
+    given = [codes, scales] if zero is None else [codes, scales, zero]
+    expanded = ir.node("DequantizeLinear", given, {"axis": 1}, name=f"{name}.expanded")
+    multiplied = ir.node("MatMul", [x, expanded.outputs[0]], name=f"{name}.product")
+    nodes = [expanded, multiplied]
+    if bias is not None:
+        nodes.append(ir.node("Add", [multiplied.outputs[0], bias], name=f"{name}.biased"))
+    for node in nodes:
+        node.outputs[0].name, node.outputs[0].dtype = f"{result.name}.{node.op_type}", ir.DataType.FLOAT
+    expanded.outputs[0].shape = codes.shape
+    last = nodes[-1].outputs[0]
+    last.name, last.shape, last.type, result.name = result.name, result.shape, result.type, f"{result.name}.rounded"
+    graph.insert_after(product, nodes)
+    result.replace_all_uses_with(last, replace_graph_outputs=True)
+    graph.remove(product, safe=True)
+
+
+def _can_split(product: ir.Node) -> bool:
+    """Whether blocks of a product are several blocks of 32, and nothing stands in the way."""
+    size, width = (product.attributes.get_int(name, 0) for name in ("block_size", "K"))
+    has_zeros = len(product.inputs) > 3 and product.inputs[3] is not None
+    return product.attributes.get_int("bits", 4) == 4 and size > BLOCK and width % size == 0 and not has_zeros
+
+
+def _split_blocks(product: ir.Node) -> None:
+    """Read each block as blocks of 32."""
+    codes, scales = product.inputs[1:3]
+    assert codes is not None and scales is not None and scales.dtype is not None, f"{product.name} is incomplete"
+    width, rows = (product.attributes.get_int(name, 0) for name in ("K", "N"))
+    parts = product.attributes.get_int("block_size", BLOCK) // BLOCK
+    blocks = width // BLOCK
+    _read_as(codes, (rows, blocks, BLOCK // 2))
+    repeated = scales
+    for op_type, shape in (
+        ("Reshape", (rows, blocks // parts, 1)),
+        ("Expand", (rows, blocks // parts, parts)),
+        ("Reshape", (rows, blocks)),
+    ):
+        asked = ir.Tensor(np.array(shape), name=f"{repeated.name}.{op_type}.shape")
+        size = ir.Value(name=asked.name, shape=asked.shape, type=ir.TensorType(asked.dtype), const_value=asked)
+        _home(product).register_initializer(size)
+        repeated = _before(product, op_type, [repeated, size], scales.dtype)
+    product.replace_input_with(2, repeated)
+    product.attributes.add(ir.AttrInt64("block_size", BLOCK))
+    product.attributes.pop("accuracy_level", None)
+
+
+def _read_as(value: ir.Value, shape: tuple[int, ...]) -> None:
+    """Give an initializer another shape, its bytes where they are."""
+    stored = value.const_value
+    assert stored is not None, f"{value.name} is no initializer"
+    if isinstance(stored, ir.ExternalTensor):
+        value.const_value = ir.ExternalTensor(
+            stored.location,
+            stored.offset,
+            stored.length,
+            stored.dtype,
+            name=value.name or "",
+            shape=ir.Shape(shape),
+            base_dir=stored.base_dir,
+        )
+    else:
+        value.const_value = ir.Tensor(stored.numpy().reshape(shape), name=value.name)
+    value.shape = ir.Shape(shape)
+
+
+def _read_from(path: Path, model: ir.Model) -> None:
+    """Let large constants in the bodies of loops be read from where they lie in the first graph's file.
+
+    Quantization keeps them there and not in a data file, for reasons of the CPU (`store_in_subgraphs`).
+    """
+    file = path.read_bytes()
+    for node in list(model.graph.all_nodes()):
+        stored = node.attributes.get("value") if node.op_type == "Constant" else None
+        if stored is None or _home(node) is model.graph or (tensor := stored.as_tensor()).nbytes < INLINE_BYTES:
+            continue
+        content, name = tensor.tobytes(), node.outputs[0].name
+        start = file.find(content)
+        assert start >= 0, f"{name} does not lie in {path.name} as it is computed with"
+        shape = ir.Shape(tensor.shape.numpy())
+        where = ir.ExternalTensor(
+            path.name, start, len(content), tensor.dtype, shape=shape, name=str(name), base_dir=path.parent
+        )
+        value = ir.Value(name=where.name, shape=shape, type=ir.TensorType(tensor.dtype), const_value=where)
+        node.outputs[0].replace_all_uses_with(value)
+        _home(node).remove(node, safe=True)
+        model.graph.register_initializer(value)
+    _hoist(model.graph)
+
+
+def _hoist(main: ir.Graph) -> None:
+    """Expand weights before a loop, where its body expands them: once, and ONNX Runtime refuses the other way."""
+    weights = set(main.initializers.values())
+    for node in list(main.all_nodes()):
+        if node.op_type == "DequantizeLinear" and _home(node) is not main and weights.issuperset(node.inputs):
+            _home(node).remove(node)
+            main.insert_before(main[0], node)
+
+
+class _Narrowing:
+    """Float16 for a graph's products and for what moves their results."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self._graph = graph
+        self._constants = set(_constant_values(graph))
+        self._narrow: set[ir.Value] = set()
+        """Values that were float32 and are float16 now."""
+        self._cast: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
+
+    def apply(self) -> int:
+        """Change the graph, and say how many nodes compute in float16 now."""
+        changed = 0
+        for node in list(self._graph):
+            if self._constants.issuperset(node.outputs):
+                continue
+            _fill_in_types(node)
+            if node.op_type in HALF or (node.op_type in FOLLOWS and self._follows(node)):
+                changed += self._compute_in_half(node)
+            elif node.op_type != "Cast":
+                for index, value in enumerate(node.inputs):
+                    if value in self._narrow:
+                        node.replace_input_with(index, self._as(value, ir.DataType.FLOAT, node))
+        for index, value in enumerate(self._graph.outputs):
+            if value in self._narrow:
+                self._widen_output(index, value)
+        return changed
+
+    def _follows(self, node: ir.Node) -> bool:
+        """Whether everything that a node moves is float16."""
+        moved = [value for value in node.inputs if value is not None and value.dtype in FLOATS]
+        return bool(moved) and all(value in self._narrow or value in self._constants for value in moved)
+
+    def _compute_in_half(self, node: ir.Node) -> int:
+        """Let a node take and give float16; 1 if that is a change."""
+        for index, value in enumerate(node.inputs):
+            if value is not None and value.dtype is ir.DataType.FLOAT:
+                node.replace_input_with(index, self._as(value, ir.DataType.FLOAT16, node))
+        wide = [value for value in node.outputs if value.dtype is ir.DataType.FLOAT]
+        for value in wide:
+            value.dtype = ir.DataType.FLOAT16
+        self._narrow.update(wide)
+        return int(bool(wide))
+
+    def _as(self, value: ir.Value, dtype: ir.DataType, reader: ir.Node) -> ir.Value:
+        """A value in another type, cast once for all its readers."""
+        if (value, dtype) not in self._cast:
+            stored, maker = value.const_value, value.producer()
+            if value in self._constants and value.is_initializer() and stored is not None and stored.size <= SCALARS:
+                cast = self._finite(value, stored)
+            elif maker is not None and maker.op_type == "DequantizeLinear" and len(value.uses()) == 1:
+                # On every run; what it gives is of the type of its scales.
+                scales = maker.inputs[1]
+                assert scales is not None, f"{maker.name} has no scales"
+                maker.replace_input_with(1, self._as(scales, dtype, maker))
+                value.dtype = dtype
+                cast = value
+            else:
+                cast = _before(reader, "Cast", [value], dtype, to=int(dtype))
+            self._cast[value, dtype] = cast
+        return self._cast[value, dtype]
+
+    def _finite(self, value: ir.Value, stored: ir.TensorProtocol) -> ir.Value:
+        """A small constant in float16, its infinities and what would become one brought to the largest number."""
+        half = np.clip(stored.numpy(), -FINITE, FINITE).astype(np.float16)
+        tensor = ir.Tensor(half, name=f"{value.name}.float16")
+        narrow = ir.Value(name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+        self._graph.register_initializer(narrow)
+        return narrow
+
+    def _widen_output(self, index: int, value: ir.Value) -> None:
+        """Give an output of the graph its type back, under its name."""
+        last = value.producer()
+        assert last is not None, f"output {value.name} is not computed"
+        name = value.name
+        cast = ir.node("Cast", [value], {"to": int(ir.DataType.FLOAT)}, name=f"{name}.widened")
+        value.name = f"{name}.float16"
+        wide = cast.outputs[0]
+        wide.name, wide.shape, wide.type = name, value.shape, ir.TensorType(ir.DataType.FLOAT)
+        self._graph.append(cast)
+        self._graph.outputs[index] = wide
+
+
+def _constant_values(graph: ir.Graph) -> Iterator[ir.Value]:
+    """What is made of weights alone."""
+    known = {value for value in graph.initializers.values() if not value.is_graph_input()}
+    yield from known
+    for node in graph:
+        if all(value is None or value in known for value in node.inputs) and not _subgraphs(node):
+            known.update(node.outputs)
+            yield from node.outputs
+
+
+def _fill_in_types(node: ir.Node) -> None:
+    """Types of outputs that earlier passes left open; those are of sums and products."""
+    for value in node.outputs:
+        if value.dtype is None and (first := node.inputs[0]) is not None and first.dtype is not None:
+            value.dtype = ir.DataType.FLOAT if first.dtype in FLOATS else first.dtype
+
+
+def _before(reader: ir.Node, op_type: str, inputs: list[ir.Value], dtype: ir.DataType, **attributes: int) -> ir.Value:
+    """The result of a new node that stands before a reader of it."""
+    name = f"{inputs[0].name}.{op_type}.{dtype}"
+    node = ir.node(op_type, inputs, attributes, name=name)
+    value = node.outputs[0]
+    value.name, value.dtype = name, dtype
+    if op_type == "Cast":
+        value.shape = inputs[0].shape
+    _home(reader).insert_before(reader, node)
+    return value
+
+
+def _home(node: ir.Node) -> ir.Graph:
+    assert isinstance(node.graph, ir.Graph), f"{node.name} belongs to no graph"
+    return node.graph
+
+
+def _subgraphs(node: ir.Node) -> bool:
+    return any(attribute.type is ir.AttributeType.GRAPH for attribute in node.attributes.values())
