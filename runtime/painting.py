@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
@@ -114,12 +114,15 @@ class PaintingPipeline(Pipeline, Generic[R]):
         with self._phase("decode"), self._open(self.decoder) as decoder:
             return [self._picture(decoder, state) for state in finished]
 
-    def _preview(self, state: NDArray[Any]) -> Image.Image:
-        """Small picture of what a step left: tokens not yet kept as they were drawn, latents with their noise."""
+    def _preview(self, state: Callable[[], NDArray[Any]]) -> Image.Image:
+        """Small picture of what a step left, read when it is wanted.
+
+        Tokens not yet kept are as they were drawn, latents have their noise.
+        """
         # Not _open: a preview belongs neither to the run's providers nor to what an observer is told of it.
         session = ComponentSession(self.bundle, self.decoder, self.device, self.threads, self._stop)
         with contextlib.closing(session) as decoder:
-            image = self._picture(decoder, state)
+            image = self._picture(decoder, state())
         image.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
         return image
 

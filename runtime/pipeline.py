@@ -49,7 +49,8 @@ class StepEvent:
     image_index: int
     """Which image of the call the step belongs to."""
     preview: Callable[[], Image.Image] = field(repr=False)
-    """Small picture of the state, decoded when called; at the price of a decode."""
+    """Small picture of the state, decoded when called; at the price of a decode. On a graphics card before the next
+    step only, where what a step gave makes room for the next."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Result:
     peak_memory: int | None
     """Largest resident set of the process so far, bytes; None where the system does not tell."""
     providers: Mapping[str, str]
-    """Execution provider that really ran each component."""
+    """Execution provider that really ran each component, and which nodes of it ran elsewhere, if any."""
     notes: tuple[str, ...]
     """What the user should know: a prompt that was cut, a device that was not taken."""
     components: Mapping[str, ComponentTimes] = field(default_factory=dict, repr=False)
@@ -302,7 +303,7 @@ class Pipeline(ABC):
         lora = source.manifest.components[name].lora if source is self.bundle else None
         adapters = stacked(self._loras, name, lora.dtype) if lora is not None else {}
         session = ComponentSession(source, name, self.device, self.threads, self._stop, self.observer, times, adapters)
-        self._providers[called or name] = session.provider
+        self._providers[called or name] = str(session.placement)
         try:
             yield session
         finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from pochade.errors import DeviceUnavailableError, UsageError
 from pochade.runtime.ort import ort
@@ -85,8 +84,3 @@ def _why_not_cuda() -> str | None:
     if session.get_providers()[0] != PROVIDERS["cuda"]:
         return "its CUDA provider did not load (no NVIDIA driver, or CUDA or cuDNN libraries are missing)"
     return None
-
-
-def session_provider(session: Any) -> str:
-    """Provider that a session really got first choice of."""
-    return str(session.get_providers()[0])

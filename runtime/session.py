@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import platform
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -18,7 +19,8 @@ from pochade.bundle import Bundle, Component
 from pochade.errors import BundleInvalidError, CancelledError, DeviceUnavailableError, UsageError
 from pochade.machine import cpu_features
 from pochade.runtime.ort import ort
-from pochade.runtime.providers import Device, session_provider
+from pochade.runtime.placement import RECORD, Placement, placement
+from pochade.runtime.providers import Device
 
 Array = NDArray[Any]
 
@@ -89,15 +91,23 @@ class ComponentSession:
         self._stop = stop
         self._observer = observer
         self._times = ComponentTimes() if times is None else times
-        if _saturates() and (self.component.quantization or {}).get("int8_attentions"):
+        if device.name == "cpu" and _saturates() and (self.component.quantization or {}).get("int8_attentions"):
             raise DeviceUnavailableError(
                 f"{name} multiplies 8-bit numbers in its attention, which needs a processor with VNNI; take a bundle "
                 "quantized without --int8-attention"
             )
-        self._session = _open(bundle.component_path(name, adapted=bool(adapters)), bundle.path, device, threads)
+        path = bundle.component_path(name, adapted=bool(adapters), on_gpu=device.name != "cpu")
+        self._session = _open(path, bundle.path, device, threads)
+        # Where the graph wants its inputs: lengths stay on the host, which reads them, also beside a graphics card.
+        self._homes = {
+            port.name: info.name.lower()
+            for port, info in zip(self._session.get_inputs(), self._session.get_input_memory_infos(), strict=True)
+        }
         # Inputs that stay the same; bound as values, since run_with_iobinding ignores ONNX Runtime's own adapters.
-        self._adapters = {name: self._on_device(array) for name, array in (adapters or {}).items()}
-        self.provider = session_provider(self._session)
+        self._adapters = {name: _value(array, device.name) for name, array in (adapters or {}).items()}
+        self.placement: Placement = placement(self._session)
+        if device.required:
+            _check(self.placement, name, device)
         # A run blocks its thread; from a second one, Ctrl-C and close() still get through.
         self._runner = ThreadPoolExecutor(1, thread_name_prefix=f"pochade-{name}")
         self._times.opened.append(time.perf_counter() - start)
@@ -113,7 +123,7 @@ class ComponentSession:
             binding.bind_ortvalue_input(name, value)
         for name, value in inputs.items():
             if isinstance(value, np.ndarray):
-                value = self._on_device(value)
+                value = _value(value, self._homes[name])
             binding.bind_ortvalue_input(name, value)
         names = [output.name for output in self.component.outputs]
         for name in names:
@@ -137,16 +147,14 @@ class ComponentSession:
 
     def detached(self, value: Any) -> Any:
         """Copy of an output on the same device that may outlive this session without holding on to it."""
+        # By way of the host, once for each text: ONNX Runtime cannot copy between two values on a card.
         array = to_array(value)
-        return array if self.device.name == "cpu" else self._on_device(array)
+        return array if self.device.name == "cpu" else _value(array, self.device.name)
 
     def close(self) -> None:
         """Give the memory back."""
         self._runner.shutdown(wait=True)
         del self._session
-
-    def _on_device(self, array: Array) -> Any:
-        return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self.device.name, 0)
 
     def _run(self, binding: Any) -> None:
         options = ort.RunOptions()
@@ -162,9 +170,32 @@ class ComponentSession:
             raise
 
 
+def _value(array: Array, device: str) -> Any:
+    """A value on a device; on a CPU it is the array's own memory."""
+    return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), device, 0)
+
+
 def to_array(value: Any) -> Array:
     """Copy of a value on the host that holds on to no session."""
     return value if isinstance(value, np.ndarray) else value.numpy().copy()
+
+
+def read_later(value: Any) -> Callable[[], Array]:
+    """Gives a value's array when it is called: nothing leaves a card for a preview that nobody looks at.
+
+    On a card only while somebody else holds the value: it would keep the weights of its session there.
+    """
+    if isinstance(value, np.ndarray) or value.device_name() == "cpu":
+        array = to_array(value)
+        return lambda: array
+    held = weakref.ref(value)
+
+    def read() -> Array:
+        if (present := held()) is None:
+            raise UsageError("on a graphics card a preview has to be looked at before the next step")
+        return to_array(present)
+
+    return read
 
 
 def _arrays(values: Mapping[str, Any]) -> dict[str, Array]:
@@ -208,19 +239,35 @@ def _open(path: Path, where: Path, device: Device, threads: int) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    # The arena keeps the peak of the largest phase for the life of the session and saved no time when measured.
-    options.enable_cpu_mem_arena = False
+    # The arena keeps the peak of the largest phase for the life of the session and saved no time when measured. Beside
+    # a card it stays: without it a Loop was given a number of trips that nothing had written yet.
+    options.enable_cpu_mem_arena = device.name != "cpu"
     # Two sessions are open in the loop; a pool that spins while it waits takes the other one's cores.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if _saturates():
+    if device.name != "cpu":
+        options.add_session_config_entry(RECORD, "1")
+    elif _saturates():
         options.add_session_config_entry("session.x64quantprecision", "1")
     try:
         session = ort.InferenceSession(str(path), options, providers=device.provider_list)
     except Exception as error:  # ONNX Runtime raises a dozen unrelated types here
         reason = " ".join(str(error).split())
         raise BundleInvalidError(str(where), [f"onnxruntime cannot open {path.name}: {reason}"]) from None
-    if device.required and session_provider(session) != device.provider:
-        raise DeviceUnavailableError(
-            f"{path.name} runs on {session_provider(session)} instead of {device.provider}; see pochade doctor"
-        )
     return session
+
+
+def _check(placement: Placement, component: str, device: Device) -> None:
+    """Whether a component runs where it was asked to, all of it.
+
+    Raises:
+        DeviceUnavailableError: it does not.
+    """
+    if placement.provider != device.provider:
+        raise DeviceUnavailableError(
+            f"{component} runs on {placement.provider} instead of {device.provider}; see pochade doctor"
+        )
+    if placement.strays:
+        raise DeviceUnavailableError(
+            f"{component} cannot run on {device.name} alone: the CPU would compute {placement.strays_in_words} of it; "
+            "export and quantize the model again with this version and without --int8-attention, or take --device cpu"
+        )

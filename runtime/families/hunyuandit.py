@@ -41,6 +41,7 @@ from pochade.runtime.pipeline import Pipeline, Result, StepEvent
 from pochade.runtime.rng import MAX_SEED, GaussianNoise, PhiloxGaussianNoise, random_seed
 from pochade.runtime.schedulers import SAMPLERS
 from pochade.runtime.schedulers.diffusion import DiffusionConfig, DiffusionScheduler
+from pochade.runtime.session import read_later
 from pochade.runtime.strips import strip_count
 from pochade.runtime.tokenizer import EncodedPrompt, PromptTokenizer
 
@@ -314,7 +315,9 @@ class HunyuanDiTPipeline(PaintingPipeline[DiffusionRequest]):
                     with self._phase("denoise"):
                         latent = loop.run(step, latent)
                     done = image * (steps - first) + step - first + 1
-                    yield StepEvent(done, total, time.perf_counter() - start, image, partial(self._preview, latent))
+                    yield StepEvent(
+                        done, total, time.perf_counter() - start, image, partial(self._preview, read_later(latent))
+                    )
                     self._stop.check()
                 finished.append(latent)
         return finished

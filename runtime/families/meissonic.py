@@ -36,7 +36,7 @@ from pochade.runtime.painting import PaintingPipeline, Request
 from pochade.runtime.pipeline import Result, StepEvent
 from pochade.runtime.rng import MAX_SEED, Noise, PhiloxNoise, random_seed, uniform_row
 from pochade.runtime.schedulers.masked import MaskedSchedule, MaskingSchedule
-from pochade.runtime.session import ComponentSession, to_array
+from pochade.runtime.session import ComponentSession, read_later, to_array
 from pochade.runtime.tokenizer import PromptTokenizer
 
 REVISIONS = (2, 3)
@@ -219,7 +219,7 @@ class MeissonicPipeline(PaintingPipeline[MaskedRequest]):
                         tokens, codes = steps.run(step, tokens)
                     done = image * request.num_inference_steps + step + 1
                     elapsed = time.perf_counter() - start
-                    yield StepEvent(done, total, elapsed, image, partial(self._preview, to_array(codes)))
+                    yield StepEvent(done, total, elapsed, image, partial(self._preview, read_later(codes)))
                     self._stop.check()
                 finished.append(to_array(tokens))
         return finished
