@@ -159,6 +159,8 @@ def _lines(report: dict[str, Any]) -> list[str]:
     for placed in report["components"]:
         strays = ", ".join(f"{count} {operator}" for operator, count in placed["strays"].items()) or "nothing"
         rows.append(f"{placed['component']:16} {placed['graph']:26} {placed['nodes']:17}  {strays}")
+    planned = report["planned_peaks"] or {}
+    rows += ["", "planned: " + ", ".join(f"{name} {peak / 1e6:.0f} MB" for name, peak in planned.items())]
     rows += ["", "until     peak on the card, MB    up, KB    down, KB    kernels"]
     for stretch in report["painting"]:
         peak, up, down = stretch["peak"] / 1e6, stretch["to_device"] / 1e3, stretch["to_host"] / 1e3

@@ -1,4 +1,4 @@
-"""How much memory a codec's decoder takes on a CPU, whatever the family it serves."""
+"""How much memory a codec's decoder takes, whatever the family it serves."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ DECODED, PICTURE = 12, 3
 class CodecMemory:
     """Predicts what decoding adds to a process, in bytes."""
 
-    def __init__(self, decoder: Component, factor: int) -> None:
+    def __init__(self, decoder: Component, factor: int, on_gpu: bool = False) -> None:
         """Read what the bundle tells of a decoder.
 
         Args:
             decoder: whose `memory` tells its weights and the bytes per pixel of what it keeps.
             factor: pixels per side of a cell.
+            on_gpu: it works on a graphics card.
 
         Raises:
             KeyError: the bundle, an old one, tells too little.
@@ -31,7 +32,7 @@ class CodecMemory:
         self._weights, self._per_pixel = memory["weights"], memory["per_pixel"]
         self._recomputes = any(spec.name == "recompute" for spec in decoder.inputs)
         self._recomputed = memory["per_pixel_recomputed"] if self._recomputes else self._per_pixel
-        self._factor = factor
+        self._factor, self._on_gpu = factor, on_gpu
 
     def ways(self, base: int, rows: int, columns: int, images: int, tiling: Tiling) -> list[Way]:
         """Ways to decode, the fastest first.
@@ -57,6 +58,6 @@ class CodecMemory:
     def _peak(self, rows: int, columns: int, images: int, tiling: Tiling, recompute: bool) -> int:
         """The decoder, open and at work, and the pictures."""
         pixels = rows * columns * self._factor**2
-        strip = pixels // (1 if tiling == "off" else strip_count(rows, columns, self._factor))
+        strip = pixels // (1 if tiling == "off" else strip_count(rows, columns, self._factor, self._on_gpu))
         layers = (self._recomputed if recompute else self._per_pixel) * pixels
         return self._weights + layers + 4 * strip * self._per_pixel + ASIDE + (DECODED + PICTURE * images) * pixels

@@ -128,7 +128,7 @@ class PaintingPipeline(Pipeline, Generic[R]):
 
     def _picture(self, decoder: ComponentSession, state: NDArray[Any]) -> Image.Image:
         rows, columns = state.shape[-2:]
-        count = strip_count(rows, columns, self._factor) if self.tiling != "off" else 1
+        count = strip_count(rows, columns, self._factor, self.device.on_gpu) if self.tiling != "off" else 1
         recompute = np.array(self._way("decode").recompute)
         inputs = {self.decoder_input: state, "strips": np.array([count]), "recompute": recompute}
         # Meissonic's bundles of revision 2 know no recompute.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from dataclasses import dataclass
 
 from pochade.errors import DeviceUnavailableError, UsageError
@@ -29,6 +31,11 @@ class Device:
     """Why `auto` did not take something faster."""
     memory_limit: int | None = None
     """Bytes of a card that each session's allocator may take at most."""
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it is a graphics card, with memory of its own."""
+        return self.name != "cpu"
 
     @property
     def provider(self) -> str:
@@ -69,6 +76,15 @@ def choose(name: str) -> Device:
     return Device("cpu", required=False, note=reason if PROVIDERS["cuda"] in ort.get_available_providers() else "")
 
 
+def find_libraries() -> None:
+    """Load the CUDA and cuDNN libraries that pip installed, which no search path of the system names.
+
+    It prints what it misses; whether anything is missing the session says, and `pochade doctor` why.
+    """
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(OSError, RuntimeError):
+        ort.preload_dlls()
+
+
 def _why_not_cuda() -> str | None:
     """Reason why no session runs on CUDA here, or None when one does.
 
@@ -77,6 +93,7 @@ def _why_not_cuda() -> str | None:
     """
     if PROVIDERS["cuda"] not in ort.get_available_providers():
         return "the installed onnxruntime has no CUDA provider"
+    find_libraries()
     try:
         session = ort.InferenceSession(identity_model(), providers=[PROVIDERS["cuda"]])
     except Exception as error:  # ONNX Runtime raises a dozen unrelated types here

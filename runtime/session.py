@@ -91,12 +91,12 @@ class ComponentSession:
         self._stop = stop
         self._observer = observer
         self._times = ComponentTimes() if times is None else times
-        if device.name == "cpu" and _saturates() and (self.component.quantization or {}).get("int8_attentions"):
+        if not device.on_gpu and _saturates() and (self.component.quantization or {}).get("int8_attentions"):
             raise DeviceUnavailableError(
                 f"{name} multiplies 8-bit numbers in its attention, which needs a processor with VNNI; take a bundle "
                 "quantized without --int8-attention"
             )
-        path = bundle.component_path(name, adapted=bool(adapters), on_gpu=device.name != "cpu")
+        path = bundle.component_path(name, adapted=bool(adapters), on_gpu=device.on_gpu)
         self._session = _open(path, bundle.path, device, threads)
         # Where the graph wants its inputs: lengths stay on the host, which reads them, also beside a graphics card.
         self._homes = {
@@ -149,7 +149,7 @@ class ComponentSession:
         """Copy of an output on the same device that may outlive this session without holding on to it."""
         # By way of the host, once for each text: ONNX Runtime cannot copy between two values on a card.
         array = to_array(value)
-        return array if self.device.name == "cpu" else _value(array, self.device.name)
+        return array if not self.device.on_gpu else _value(array, self.device.name)
 
     def close(self) -> None:
         """Give the memory back."""
@@ -241,10 +241,10 @@ def _open(path: Path, where: Path, device: Device, threads: int) -> Any:
     options.log_severity_level = 3
     # The arena keeps the peak of the largest phase for the life of the session and saved no time when measured. Beside
     # a card it stays: without it a Loop was given a number of trips that nothing had written yet.
-    options.enable_cpu_mem_arena = device.name != "cpu"
+    options.enable_cpu_mem_arena = device.on_gpu
     # Two sessions are open in the loop; a pool that spins while it waits takes the other one's cores.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if device.name != "cpu":
+    if device.on_gpu:
         options.add_session_config_entry(RECORD, "1")
     elif _saturates():
         options.add_session_config_entry("session.x64quantprecision", "1")

@@ -5,15 +5,20 @@ from __future__ import annotations
 STRIP_PIXELS = 16_384
 """Of a picture at a time: a layer of 128 channels then has strips of 8 MB, which caches hold."""
 
+GPU_STRIP_PIXELS = 65_536
+"""The same on a graphics card, where every strip costs a thousand small kernels: those weigh more than caches there."""
 
-def strip_count(rows: int, columns: int, factor: int) -> int:
-    """The number of strips a codec takes: the fewest of at most STRIP_PIXELS each, or one a row of cells.
+
+def strip_count(rows: int, columns: int, factor: int, on_gpu: bool = False) -> int:
+    """The number of strips a codec takes: the fewest that are not too large, or one a row of cells.
 
     Args:
         rows: of cells in the picture; strips have a whole number of them.
         columns: of cells.
         factor: pixels per side of a cell.
+        on_gpu: it works on a graphics card.
     """
+    pixels = GPU_STRIP_PIXELS if on_gpu else STRIP_PIXELS
     counts = [count for count in range(1, rows + 1) if rows % count == 0]
-    fit = (count for count in counts if rows // count * columns * factor * factor <= STRIP_PIXELS)
+    fit = (count for count in counts if rows // count * columns * factor * factor <= pixels)
     return next(fit, rows)

@@ -186,7 +186,7 @@ class HunyuanDiTPipeline(PaintingPipeline[DiffusionRequest]):
             control_scales=control_scales,
         )
         self._scheduler(request)  # says what is wrong with the number of steps before anything is loaded
-        memory = MemoryModel.of(self.bundle, self._factor, self._used_nets(request))
+        memory = MemoryModel.of(self.bundle, self._factor, self._used_nets(request), self.device.on_gpu)
         self.plan = self._planned(request, memory, encodes=image is not None or bool(control_images))
         return self._paint(request, noise or PhiloxGaussianNoise(request.seed))
 
@@ -234,7 +234,8 @@ class HunyuanDiTPipeline(PaintingPipeline[DiffusionRequest]):
         images = [*request.control_images, *([] if request.image is None else [request.image])]
         if not images:
             return []
-        strips, latents = np.array([strip_count(*self._grid(request), self._factor)]), {}
+        count, latents = strip_count(*self._grid(request), self._factor, self.device.on_gpu), {}
+        strips = np.array([count])
         with self._phase("encode"), self._open("vae_encoder") as encoder:
             for image in images:
                 if id(image) not in latents:

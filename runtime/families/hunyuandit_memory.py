@@ -35,7 +35,7 @@ ADAPTED = 5
 class MemoryModel:
     """Predicts the resident set of the whole process, in bytes."""
 
-    def __init__(self, bundle: Bundle, factor: int, nets: Sequence[Bundle]) -> None:
+    def __init__(self, bundle: Bundle, factor: int, nets: Sequence[Bundle], on_gpu: bool = False) -> None:
         """Read what the bundle tells; see `of`."""
         components = bundle.manifest.components
         self._memory = {name: component.memory or {} for name, component in components.items()}
@@ -54,22 +54,23 @@ class MemoryModel:
             int(_prepacked(component) * (component.memory or {})["weights"])
             for component in (components["transformer"], *(net["controlnet"] for net in self._nets))
         )
-        self._codec = CodecMemory(components["vae_decoder"], factor)
+        self._codec = CodecMemory(components["vae_decoder"], factor, on_gpu)
         expanded = 1 if components["vae_decoder"].precision in NOT_EXPANDED else EXPANDED
         self._opening = expanded * self._weights("vae_decoder") + ASIDE
-        self._encoder = CodecMemory(components["vae_encoder"], factor) if "vae_encoder" in components else None
+        self._encoder = CodecMemory(components["vae_encoder"], factor, on_gpu) if "vae_encoder" in components else None
 
     @classmethod
-    def of(cls, bundle: Bundle, factor: int, nets: Sequence[Bundle] = ()) -> MemoryModel | None:
+    def of(cls, bundle: Bundle, factor: int, nets: Sequence[Bundle] = (), on_gpu: bool = False) -> MemoryModel | None:
         """The model of a bundle; None for one that does not tell what its components take.
 
         Args:
             bundle: to be painted with.
             factor: pixels per side of a latent.
             nets: ControlNets to be used with it.
+            on_gpu: on a graphics card. Only how it cuts pictures is known to differ; the rest was measured on a CPU.
         """
         try:
-            model = cls(bundle, factor, nets)
+            model = cls(bundle, factor, nets, on_gpu)
             model.ways(Workload(1, 1, 1, 1, 1), "auto", 0)
         except (KeyError, IndexError, TypeError, ValueError, ZeroDivisionError):
             return None

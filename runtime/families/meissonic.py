@@ -174,7 +174,7 @@ class MeissonicPipeline(PaintingPipeline[MaskedRequest]):
             temperature=temperature,
             micro_conds=(values["width"], values["height"], *micro_conds),
         )
-        self.plan = self._planned(request, MemoryModel.of(self.bundle, self._factor))
+        self.plan = self._planned(request, MemoryModel.of(self.bundle, self._factor, self.device.on_gpu))
         return self._paint(request, noise or PhiloxNoise(request.seed))
 
     def read_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""How much memory Meissonic and Monetico take on a CPU while they paint.
+"""How much memory Meissonic and Monetico take while they paint.
 
 Every phase takes what the process holds already, the weights of its sessions, and what is computed at a time. The
-latter is counted in the tensors whose shapes the bundle tells; how many of them there are at once was measured
-(`pochade.benchmarks.budgets`).
+latter is counted in the tensors whose shapes the bundle tells; how many of them there are at once was measured, on a
+CPU (`pochade.benchmarks.budgets`) and of what CUDA's provider allocates (`pochade.benchmarks.null_cuda`).
 """
 
 from __future__ import annotations
@@ -19,12 +19,22 @@ HEAD_CHUNK = 512
 """Cells that the sampler computes logits of at a time; pochade.export.sampler has the same number."""
 
 
-class MemoryModel:
-    """Predicts the resident set of the whole process, in bytes."""
+GPU_TENSORS, GPU_TENSORS_EXPANDED = 7, 11
+"""Layers of one cell's width that there are at a time on a card; more where products expand their weights before."""
 
-    def __init__(self, bundle: Bundle, factor: int) -> None:
+GPU_EXPANDED = 1.15
+"""Share of weights of 8 bits that is there on a card with those that are being expanded."""
+
+
+class MemoryModel:
+    """Predicts the resident set of the whole process or, on a card, what sessions allocate there; in bytes."""
+
+    def __init__(self, bundle: Bundle, factor: int, on_gpu: bool = False) -> None:
         """Read what the bundle tells; see `of`."""
         components = bundle.manifest.components
+        self._on_gpu = on_gpu
+        self._expands = components["transformer"].precision == "int8"
+        self._gpu = {name: component.gpu.weights for name, component in components.items() if component.gpu}
         self._memory = {name: component.memory or {} for name, component in components.items()}
         outputs = {spec.name: spec.shape for spec in components["condition"].outputs}
         self._dim = int(outputs["context"][2])
@@ -32,18 +42,19 @@ class MemoryModel:
         self._codes = components["sampler"].num_parameters // self._dim
         self._blocks = components["transformer"].precision not in ("fp32", "fp16", "int8")
         self._noise = any(spec.name == "noise" for spec in components["transformer"].inputs)
-        self._codec = CodecMemory(components["vq_decoder"], factor)
+        self._codec = CodecMemory(components["vq_decoder"], factor, on_gpu)
 
     @classmethod
-    def of(cls, bundle: Bundle, factor: int) -> MemoryModel | None:
+    def of(cls, bundle: Bundle, factor: int, on_gpu: bool = False) -> MemoryModel | None:
         """The model of a bundle; None for one that was made before bundles told what they take.
 
         Args:
             bundle: to be painted with.
             factor: pixels per side of a cell.
+            on_gpu: on a graphics card.
         """
         try:
-            model = cls(bundle, factor)
+            model = cls(bundle, factor, on_gpu)
             model.ways(Workload(1, 1, 1, 1, 1), "auto", 0)
         except (KeyError, IndexError, TypeError, ValueError, ZeroDivisionError):
             return None
@@ -61,10 +72,13 @@ class MemoryModel:
         }
 
     def _weights(self, component: str) -> int:
-        return self._memory[component]["weights"]
+        known = self._memory[component]["weights"]
+        return self._gpu.get(component, known) if self._on_gpu else known
 
     def _loop(self, work: Workload) -> int:
         """Transformer and sampler, open and at work."""
+        if self._on_gpu:
+            return self._gpu_loop(work)
         # Block-wise products keep sums of their blocks, the sampler its head as it came and laid out anew.
         prepacked = 1.11 if self._blocks else 1.0
         weights = prepacked * self._weights("transformer") + 2 * self._weights("sampler")
@@ -72,5 +86,14 @@ class MemoryModel:
         # A change is computed beside the widest layer before it is added.
         tensors = (11.5 if self._noise else 10.5) + (7 if work.adapters else 0)
         cells = tensors * work.rows * work.columns * self._dim
+        logits = 4.5 * HEAD_CHUNK * self._codes
+        return int(weights + (cells + logits) * FLOAT + work.adapters)
+
+    def _gpu_loop(self, work: Workload) -> int:
+        """The same on a card."""
+        expanded, tensors = (GPU_EXPANDED, GPU_TENSORS_EXPANDED) if self._expands else (1.0, GPU_TENSORS)
+        # The sampler's head is expanded to float32 before its loop.
+        weights = expanded * self._weights("transformer") + (5 if self._expands else 2) * self._weights("sampler")
+        cells = (tensors + (7 if work.adapters else 0)) * work.rows * work.columns * self._dim
         logits = 4.5 * HEAD_CHUNK * self._codes
         return int(weights + (cells + logits) * FLOAT + work.adapters)

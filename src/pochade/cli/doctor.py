@@ -172,7 +172,10 @@ def _why_not(ort: Any, name: str) -> str | None:
     import numpy
 
     from pochade.runtime.probe import identity_model
+    from pochade.runtime.providers import PROVIDERS, find_libraries
 
+    if name == PROVIDERS["cuda"]:
+        find_libraries()
     raised = ""
     got = ""
     with _native_stderr() as log:

@@ -1,0 +1,62 @@
+"""The check of graphics cards, tried on the CPU: the same way, other numbers."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pochade.benchmarks import gpu_check
+from pochade.runtime.ort import ort
+
+HAS_CUDA = "CUDAExecutionProvider" in ort.get_available_providers()
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    path = tmp_path_factory.mktemp("check") / "out.json"
+    assert gpu_check.main(["--device", "cpu", "--steps", "2", "--vram", "20M", "1G", "--json", str(path)]) == 0
+    found: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    return found
+
+
+def test_every_component_is_compared(report: dict[str, Any]) -> None:
+    names = {row["component"] for row in report["parity"]}
+    assert names == {"text_encoder", "condition", "transformer", "sampler", "vq_decoder"} == report["providers"].keys()
+    assert report["token_agreement"] == 1.0 and report["failures"] == []
+    assert report["machine"]["cpu"] and report["settings"]["num_inference_steps"] == 2
+
+
+def test_limits_are_refused_or_kept(report: dict[str, Any]) -> None:
+    refused, kept = report["budgets"]
+    assert "0.02 GB" in refused["refused"]
+    assert kept["kept"] is True and 0 < kept["planned"] < 10**9
+
+
+def test_a_component_that_differs_is_a_failure() -> None:
+    x = np.ones((4, 4), np.float32)
+    row = gpu_check._compare("c", {"y": x, "i": np.arange(4)}, {"y": x * 1.1, "i": np.array([0, 1, 2, 9])})
+    assert row == {"component": "c", "snr_db": 20.0, "equal": [0.75]}
+
+
+def test_what_the_driver_says_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [["1", "77"], [str(os.getpid()), "512"]]
+    monkeypatch.setattr(gpu_check, "_query", lambda *_: rows)
+    assert gpu_check.card_memory() == 512 * 1024**2
+    with gpu_check.watched(0.001) as peak:
+        while peak() is None:
+            pass
+    assert peak() == 512 * 1024**2
+    monkeypatch.setattr(gpu_check, "_query", lambda *_: [[str(os.getpid()), "[N/A]"]])
+    assert gpu_check.card_memory() is None
+
+
+@pytest.mark.skipif(HAS_CUDA, reason="the GPU flavour is installed")
+def test_no_card_ends_with_four(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu_check.main(["--json", str(tmp_path / "out.json")]) == 4
+    assert "device cuda cannot be had" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

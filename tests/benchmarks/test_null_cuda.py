@@ -1,0 +1,57 @@
+"""The CUDA provider without a card: needs the package onnxruntime-gpu and a C compiler; `.ci/run` has both."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pochade.benchmarks import null_cuda
+from pochade.runtime.ort import ort
+
+HAS_CUDA = "CUDAExecutionProvider" in ort.get_available_providers()
+
+
+@pytest.mark.skipif(not HAS_CUDA or not shutil.which("cc"), reason="needs onnxruntime-gpu and a C compiler")
+def test_the_starter_computes_on_the_card_alone(tmp_path: Path) -> None:
+    """In a process of its own: libraries that compute nothing must not stay where others want to compute."""
+    command = [sys.executable, "-m", "pochade.benchmarks.null_cuda", "starter", "--json", str(tmp_path / "out.json")]
+    subprocess.run(command, check=True)
+    report = json.loads((tmp_path / "out.json").read_text("utf-8"))
+    assert all(row["nodes"] and not row["strays"] for row in report["components"])
+    step = report["painting"][-1]
+    assert step["to_host"] == 0 and step["to_device"] < 4096
+    assert step["peak"] <= max(report["planned_peaks"].values())
+
+
+@pytest.mark.skipif(not shutil.which("cc"), reason="needs a C compiler")
+def test_the_libraries_count_what_passes_through_them(tmp_path: Path) -> None:
+    """Asked directly, in a process of its own."""
+    code = f"""
+import ctypes
+from pathlib import Path
+from pochade.benchmarks.null_cuda import NullCuda
+card = NullCuda(Path({str(tmp_path)!r}))
+cuda = card._runtime
+pointer = ctypes.c_void_p()
+assert cuda.cudaMalloc(ctypes.byref(pointer), ctypes.c_size_t(1 << 20)) == 0
+data = ctypes.create_string_buffer(b"x" * 100, 100)
+back = ctypes.create_string_buffer(100)
+assert cuda.cudaMemcpy(pointer, data, ctypes.c_size_t(100), 1) == 0
+assert cuda.cudaMemcpy(back, pointer, ctypes.c_size_t(100), 4) == 0 and back.raw == b"x" * 100
+assert cuda.cudaFree(pointer) == 0
+counted = card.take()
+assert (counted.peak, counted.allocated, counted.to_device, counted.to_host) == (1 << 20, 0, 100, 100)
+assert card.take().peak == 0
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_no_compiler_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(RuntimeError, match="no C compiler"):
+        null_cuda.NullCuda(tmp_path)
