@@ -86,11 +86,12 @@ class Search:
         self._layers = self._layers_noise(bundle, calls) if goal.min_snr is not None and scheme.half_layers else {}
         self._fixed_bytes = MANIFEST_BYTES
         self._fixed_bytes += sum((bundle.path / file).stat().st_size for file in bundle.manifest.tokenizer_files)
-        for name in bundle.manifest.components:
+        for name, component in bundle.manifest.components.items():
             path = bundle.component_path(name)
             model = ir.load(path)
             weights = find_weights(model)
-            self._fixed_bytes += path.stat().st_size + other_bytes(model, weights)
+            self._fixed_bytes += sum((bundle.path / graph).stat().st_size for graph in component.graphs)
+            self._fixed_bytes += other_bytes(model, weights)
             self._rule |= {f"{name}/{weight.name}": decide(weight, name, scheme) for weight in weights}
             if gives_floats(calls.get(name, ())):
 
