@@ -41,7 +41,7 @@ def repeat_picture(
     Args:
         path: PNG file written with metadata.
         model: bundle to paint with; None takes the name in the metadata.
-        device: as for `pochade.load`.
+        device: as for `pochade.load`; `auto` stays on the CPU where the picture was painted on one.
         on_step: told after every denoise step.
 
     Raises:
@@ -53,6 +53,8 @@ def repeat_picture(
     folder = resolve(model or str(settings.get("model")))
     if Bundle.open(folder).digest != settings.get("bundle_sha256"):
         raise BundleInvalidError(str(folder), [f"{path} was painted with another bundle; name that one with --model"])
+    if device == "auto" and settings.get("device") == "cpu":
+        device = "cpu"  # a card rounds otherwise, and its picture is another one in some pixels
     result = _paint(folder, settings, device, on_step, path)
     again = np.asarray(result.images[0])
     if again.shape != pixels.shape:

@@ -11,7 +11,9 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+import pochade
 from pochade.cli import main
+from pochade.runtime.pipeline import Pipeline
 
 
 @pytest.fixture
@@ -42,6 +44,23 @@ def test_picture_is_painted_again(picture: Path, bundles: dict[str, Path], capsy
     capsys.readouterr()
     assert verify(picture, bundles["monetico-tiny"]) == 0
     assert capsys.readouterr().out == "identical\n"
+
+
+@pytest.mark.parametrize(("painted_on", "repeated_on"), [("cpu", "cpu"), ("cuda", "auto")])
+def test_a_picture_of_the_cpu_is_repeated_there(
+    picture: Path, bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch, painted_on: str, repeated_on: str
+) -> None:
+    """Though there may be a card, whose pictures differ in some pixels."""
+    rewrite(picture, {"device": painted_on})
+    asked: list[str] = []
+
+    def load(folder: Path, *, device: str) -> Pipeline:
+        asked.append(device)
+        return pochade.load(folder, device="cpu")
+
+    monkeypatch.setattr("pochade.runtime.receipt.load", load)
+    assert verify(picture, bundles["monetico-tiny"]) == 0
+    assert asked == [repeated_on]
 
 
 def test_changed_pixels_are_found(picture: Path, bundles: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
