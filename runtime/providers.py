@@ -4,19 +4,34 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 from dataclasses import dataclass
 
 from pochade.errors import DeviceUnavailableError, UsageError
 from pochade.runtime.ort import ort
-from pochade.runtime.probe import identity_model
+from pochade.runtime.probe import why_not
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 """Execution provider of each device name."""
 
-FIXES = {
-    "cuda": 'install the GPU flavour alone: pip uninstall -y onnxruntime onnxruntime-gpu; pip install "pochade[gpu]" '
-    "(it needs an NVIDIA driver for CUDA 13)",
-}
+FLAVOUR = (
+    'install the GPU flavour alone: pip uninstall -y onnxruntime onnxruntime-gpu; pip install "pochade[gpu]" '
+    "(it needs an NVIDIA driver for CUDA 13)"
+)
+
+FIXES = (
+    ("libcuda.so|nvcuda.dll|no CUDA-capable device", "install NVIDIA's driver, 580 or newer, on a machine with a card"),
+    ("driver version is insufficient", "bring NVIDIA's driver to 580 or newer, which CUDA 13 needs"),
+    ("cublas|cudart|curand|cudnn|cufft|nvrtc", 'pip install "pochade[gpu]", which brings CUDA and cuDNN'),
+)
+"""What mends a reason, by a pattern that is found in it."""
+
+
+def fix(device: str, reason: str) -> str | None:
+    """What a user can do about a device that does not load; None for the CPU, which always does."""
+    if device == "cpu":
+        return None
+    return next((mend for pattern, mend in FIXES if re.search(pattern, reason)), FLAVOUR)
 
 
 @dataclass(frozen=True)
@@ -72,7 +87,7 @@ def choose(name: str) -> Device:
     if reason is None:
         return Device("cuda", required=name == "cuda")
     if name == "cuda":
-        raise DeviceUnavailableError(f"device cuda cannot be had: {reason}; {FIXES['cuda']}")
+        raise DeviceUnavailableError(f"device cuda cannot be had: {reason}; {fix('cuda', reason)}")
     return Device("cpu", required=False, note=reason if PROVIDERS["cuda"] in ort.get_available_providers() else "")
 
 
@@ -94,10 +109,4 @@ def _why_not_cuda() -> str | None:
     if PROVIDERS["cuda"] not in ort.get_available_providers():
         return "the installed onnxruntime has no CUDA provider"
     find_libraries()
-    try:
-        session = ort.InferenceSession(identity_model(), providers=[PROVIDERS["cuda"]])
-    except Exception as error:  # ONNX Runtime raises a dozen unrelated types here
-        return " ".join(str(error).split())
-    if session.get_providers()[0] != PROVIDERS["cuda"]:
-        return "its CUDA provider did not load (no NVIDIA driver, or CUDA or cuDNN libraries are missing)"
-    return None
+    return why_not(ort, PROVIDERS["cuda"])

@@ -22,7 +22,7 @@ from pochade.bundle import Bundle
 from pochade.cli import doctor, info, verify
 from pochade.cli.text import brief, human_count, human_size, printable, table
 from pochade.errors import MissingExtraError
-from pochade.runtime.probe import identity_model
+from pochade.runtime.probe import identity_model, why_not
 from tests.bundles import FILES, toy_manifest, write_bundle
 
 
@@ -219,7 +219,7 @@ def test_an_exception_of_a_provider_is_its_reason() -> None:
     def refuse(*_arguments: object, **_options: object) -> None:
         raise RuntimeError("no such\nlibrary")
 
-    assert doctor._why_not(SimpleNamespace(InferenceSession=refuse), "X") == "no such library"
+    assert why_not(SimpleNamespace(InferenceSession=refuse), "X") == "no such library"
 
 
 @pytest.mark.usefixtures("no_bundles")

@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 
 import pytest
 
 from pochade.errors import DeviceUnavailableError
 from pochade.runtime.placement import CPU, Placement, judge, placement
-from pochade.runtime.providers import Device
+from pochade.runtime.providers import Device, fix
 from pochade.runtime.session import _check
 
 CUDA = "CUDAExecutionProvider"
+
+
+@pytest.mark.parametrize(
+    ("reason", "mend"),
+    [
+        ("the installed onnxruntime has no CUDA provider", 'pip install "pochade\\[gpu\\]"'),
+        ("libcuda.so.1: cannot open shared object file: No such file or directory", "driver, 580 or newer"),
+        ("CUDA failure 35: CUDA driver version is insufficient for CUDA runtime version", "driver to 580"),
+        ("libcublasLt.so.13: cannot open shared object file", "brings CUDA and cuDNN"),
+        ("Error loading cudnn64_9.dll which is missing", "brings CUDA and cuDNN"),
+    ],
+)
+def test_every_reason_has_its_fix(reason: str, mend: str) -> None:
+    found = fix("cuda", reason)
+    assert found is not None and re.search(mend, found)
+    assert fix("cpu", reason) is None
 
 
 def test_shape_arithmetic_on_the_cpu_is_no_stray() -> None:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib.metadata
 import json
 import os
 import platform
-import re
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import IO, Any
+from typing import Any
 
 from pochade import __version__, machine
 from pochade.bundle import Bundle
@@ -23,9 +20,6 @@ from pochade.errors import BundleError, DeviceUnavailableError
 _PACKAGES = ("numpy", "tokenizers", "pillow")
 # In every wheel, but it sends tensors to a server instead of computing anything here.
 _NOT_A_DEVICE = "AzureExecutionProvider"
-# What a log line says is at its end; before it stand colours, time, source line and a function.
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-_LOG_REASONS = (re.compile(r"with error: (.+)"), re.compile(r"\[E:[^\]]*\] (.+)"))
 
 
 @dataclass(frozen=True)
@@ -159,62 +153,15 @@ def _onnxruntime(version: str | None, problem: str | None) -> OnnxRuntime:
 
 def _provider(ort: Any, name: str) -> Provider:
     """Whether a provider really loads; that it is listed only says which wheel is installed."""
-    from pochade.runtime.providers import FIXES, PROVIDERS
-
-    device = next((device for device, provider in PROVIDERS.items() if provider == name), None)
-    reason = _why_not(ort, name)
-    fix = FIXES.get(device or "") if reason else None
-    return Provider(name=name, device=device, loads=reason is None, reason=reason, fix=fix)
-
-
-def _why_not(ort: Any, name: str) -> str | None:
-    """Why no session runs on this provider, or None when one does."""
-    import numpy
-
-    from pochade.runtime.probe import identity_model
-    from pochade.runtime.providers import PROVIDERS, find_libraries
+    from pochade.runtime.probe import why_not
+    from pochade.runtime.providers import PROVIDERS, find_libraries, fix
 
     if name == PROVIDERS["cuda"]:
         find_libraries()
-    raised = ""
-    got = ""
-    with _native_stderr() as log:
-        try:
-            # Without enable_fallback=0, ONNX Runtime prints to stdout and quietly takes the CPU.
-            session = ort.InferenceSession(identity_model(), providers=[name], enable_fallback=0)
-            session.run(None, {"x": numpy.zeros(1, numpy.float32)})
-            got = session.get_providers()[0]
-        except Exception as error:  # ONNX Runtime raises a dozen unrelated types here
-            raised = " ".join(str(error).split())
-        log.seek(0)
-        logged = _reason_in_log(log.read().decode(errors="replace"))
-    if got == name:
-        return None
-    return logged or raised or f"the session ran on {got} instead"
-
-
-@contextlib.contextmanager
-def _native_stderr() -> Iterator[IO[bytes]]:
-    """What the libraries write to stderr meanwhile: why a provider did not load is said nowhere else."""
-    with tempfile.TemporaryFile() as file:
-        try:
-            saved = os.dup(2)
-        except OSError:  # a windowed program has no stderr
-            yield file
-            return
-        try:
-            os.dup2(file.fileno(), 2)
-            yield file
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
-
-
-def _reason_in_log(text: str) -> str:
-    """The first reason in what ONNX Runtime logged, empty where it logged none."""
-    plain = _COLOUR.sub("", text)
-    found = next((found for pattern in _LOG_REASONS if (found := pattern.search(plain))), None)
-    return found[1].strip() if found else ""
+    device = next((device for device, provider in PROVIDERS.items() if provider == name), None)
+    reason = why_not(ort, name)
+    mend = fix(device, reason) if device and reason else None
+    return Provider(name=name, device=device, loads=reason is None, reason=reason, fix=mend)
 
 
 def _bundles() -> Iterator[InstalledBundle]:
