@@ -17,12 +17,14 @@ from onnx import TensorProto, helper
 
 import pochade
 from pochade.bundle import Bundle, Component
+from pochade.export.write import export_checkpoint
 from pochade.gpu_graph import save_gpu_graph
 from pochade.manifest import GpuGraph
 from pochade.quant.bundle import quantize_bundle
 from pochade.quant.component import quantize_component
 from pochade.quant.scheme import SCHEMES
 from pochade.runtime.locate import resolve
+from tests.golden import GOLDEN
 from tests.quant.graphs import operators, port, relative_error, run, save, save_linear
 
 Array = NDArray[Any]
@@ -130,6 +132,19 @@ def test_sums_and_norms_stay_in_float32(tmp_path: Path) -> None:
     assert made is not None
     x = normal(3, 64)
     assert relative_error(run_plain(path.with_name(made.file), {"x": x}), x * 100_001) < 1e-3
+
+
+@pytest.mark.parametrize("scheme", ["fp16", "int4"])
+def test_a_bundle_in_float16_is_taken_as_it_is(tmp_path: Path, scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = tmp_path / "fp16"
+    export_checkpoint(GOLDEN / "monetico-tiny", made, recipe="monetico", dtype="fp16")
+    if scheme == "int4":
+        quantize_bundle(made, tmp_path / "int4", replace(SCHEMES["int4"], rounding="rtn"))
+        made = tmp_path / "int4"
+    size = {"width": 64, "height": 64, "num_inference_steps": 3}
+    ours = paint(made, **size).tokens[0]
+    as_on_a_card(monkeypatch)
+    assert (paint(made, **size).tokens[0] == ours).mean() >= 0.99
 
 
 def as_on_a_card(monkeypatch: pytest.MonkeyPatch) -> None:

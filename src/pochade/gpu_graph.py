@@ -77,7 +77,7 @@ def save_gpu_graph(path: Path, dtype: str) -> GpuGraph | None:
     if any(node.op_type in CPU_ONLY for node in model.graph.all_nodes()):
         return None
     changed = _replace_operators(model)
-    if dtype == "float16" and not any(_subgraphs(node) for node in model.graph):
+    if dtype == "float16" and not _is_half(model.graph) and not any(_subgraphs(node) for node in model.graph):
         changed += _Narrowing(model.graph).apply()
     if not changed:
         return None
@@ -88,6 +88,11 @@ def save_gpu_graph(path: Path, dtype: str) -> GpuGraph | None:
         _forget_shapes(graph)
     ir.save(model, target)
     return GpuGraph(target.name, dtype, weight_bytes(model))
+
+
+def _is_half(graph: ir.Graph) -> bool:
+    """Whether a graph computes in float16 as it came: its exporter knew what has to be wide."""
+    return any(node.op_type in HALF and node.outputs[0].dtype is ir.DataType.FLOAT16 for node in graph)
 
 
 def with_gpu_graphs(component: Component, folder: Path, dtype: str) -> Component:
