@@ -179,9 +179,7 @@ def _split_blocks(product: ir.Node) -> None:
         ("Reshape", (rows, blocks)),
     ):
         asked = ir.Tensor(np.array(shape), name=f"{repeated.name}.{op_type}.shape")
-        size = ir.Value(name=asked.name, shape=asked.shape, type=ir.TensorType(asked.dtype), const_value=asked)
-        _home(product).register_initializer(size)
-        repeated = _before(product, op_type, [repeated, size], scales.dtype)
+        repeated = _before(product, op_type, [repeated, _register(_home(product), asked)], scales.dtype)
     product.replace_input_with(2, repeated)
     product.attributes.add(ir.AttrInt64("block_size", BLOCK))
     product.attributes.pop("accuracy_level", None)
@@ -223,10 +221,8 @@ def _read_from(path: Path, model: ir.Model) -> None:
         where = ir.ExternalTensor(
             path.name, start, len(content), tensor.dtype, shape=shape, name=str(name), base_dir=path.parent
         )
-        value = ir.Value(name=where.name, shape=shape, type=ir.TensorType(tensor.dtype), const_value=where)
-        node.outputs[0].replace_all_uses_with(value)
+        node.outputs[0].replace_all_uses_with(_register(model.graph, where))
         _home(node).remove(node, safe=True)
-        model.graph.register_initializer(value)
     _hoist(model.graph)
 
 
@@ -304,10 +300,7 @@ class _Narrowing:
     def _finite(self, value: ir.Value, stored: ir.TensorProtocol) -> ir.Value:
         """A small constant in float16, its infinities and what would become one brought to the largest number."""
         half = np.clip(stored.numpy(), -FINITE, FINITE).astype(np.float16)
-        tensor = ir.Tensor(half, name=f"{value.name}.float16")
-        narrow = ir.Value(name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
-        self._graph.register_initializer(narrow)
-        return narrow
+        return _register(self._graph, ir.Tensor(half, name=f"{value.name}.float16"))
 
     def _widen_output(self, index: int, value: ir.Value) -> None:
         """Give an output of the graph its type back, under its name."""
@@ -348,6 +341,14 @@ def _before(reader: ir.Node, op_type: str, inputs: list[ir.Value], dtype: ir.Dat
     if op_type == "Cast":
         value.shape = inputs[0].shape
     _home(reader).insert_before(reader, node)
+    return value
+
+
+def _register(graph: ir.Graph, tensor: ir.TensorProtocol) -> ir.Value:
+    """A new initializer of the tensor's name, shape and type."""
+    shape = ir.Shape(tensor.shape.numpy())
+    value = ir.Value(name=tensor.name, shape=shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+    graph.register_initializer(value)
     return value
 
 
