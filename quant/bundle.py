@@ -72,7 +72,9 @@ def quantize_bundle(
     if recipe is not None:
         scheme, found = read_recipe(recipe, scheme)
     with BundleWriter(target, overwrite=overwrite) as writer:
-        calls = record_calibration(bundle, prompts, report) if goal or scheme.is_calibrated else {}
+        calls: Mapping[str, Sequence[Call]] = {}
+        if goal or scheme.is_calibrated:
+            calls = record_calibration(bundle, prompts, report, one=not (goal or scheme.is_fitted))
         journal = Journal(
             target.with_name(f"{target.name}.search.jsonl"),
             {"bundle": bundle.digest, "scheme": scheme.to_manifest(), "prompts": list(prompts)},
@@ -192,6 +194,7 @@ def _account(result: ComponentReport, scheme: Scheme) -> dict[str, object]:
         "scheme": scheme.to_manifest(),
         "weights": result.counts,
         "int8_attentions": result.attentions,
+        "int8_convolutions": result.convolutions,
         "half_layers": result.half_layers,
     }
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import onnx_ir as ir
 
 from pochade.errors import UsageError
-from pochade.quant import attention, dynamic_int8, expand, gather, half_layers, nbits, static_int8
+from pochade.quant import attention, dynamic_int8, expand, gather, half_layers, int8_conv, nbits, static_int8
 from pochade.quant.fidelity import Call
 from pochade.quant.instrument import Instrument
 from pochade.quant.moments import Moment, input_moments
-from pochade.quant.scheme import FLOAT, Kind, Scheme, Storage, Use
+from pochade.quant.scheme import CHANNELS, FLOAT, Kind, Scheme, Storage, Use
 from pochade.quant.select import FLOATS, Weight, find_weights
 from pochade.quant.surgery import MICROSOFT, store_in_subgraphs
 from pochade.session_memory import weight_bytes
@@ -71,6 +71,8 @@ class ComponentReport:
     """Weights of linear layers, embeddings and convolutions; everything else stays as it was."""
     attentions: int
     """Attentions that multiply 8-bit numbers."""
+    convolutions: int
+    """Convolutions that multiply 8-bit numbers."""
     half_layers: int
     """Layers whose output is kept in float16."""
     weight_bytes: int
@@ -118,9 +120,15 @@ def quantize_component(
     decided = [(weight, decide(weight, component, scheme)) for weight in find_weights(model)]
     special = {w.name: (w, storage) for w, storage in decided if _is_special(w, storage, scheme)}
     for weight, storage in decided:
-        if storage.kind is not Kind.FLOAT and weight.name not in special:
+        if storage.kind is not Kind.FLOAT and weight.name not in special and not _is_measured(weight, storage):
             REWRITES[weight.use, storage.kind](weight, storage)
     _rewrite_special(source, special, scheme, calls, progress)
+    wide = [weight for weight, storage in decided if _is_measured(weight, storage)]
+    rounded = _rewrite_convolutions(source, wide, calls)
+    decided = [
+        (weight, CHANNELS if _is_measured(weight, storage) and weight.name not in rounded else storage)
+        for weight, storage in decided
+    ]
     attentions = attention.rewrite(model) if scheme.int8_attention else 0
     narrowed = half_layers.rewrite(model) if scheme.half_layers else 0
     model.graph.opset_imports.setdefault(MICROSOFT, 1)
@@ -134,6 +142,7 @@ def quantize_component(
         target.stat().st_size + (data.stat().st_size if data.exists() else 0),
         tuple(StoredWeight(weight.name, weight.shape, weight.use, storage) for weight, storage in decided),
         attentions,
+        len(rounded),
         narrowed,
         held,
     )
@@ -161,6 +170,26 @@ def _is_special(weight: Weight, storage: Storage, scheme: Scheme) -> bool:
     """Whether a weight needs more than rounding to nearest."""
     other_method = storage.kind is Kind.BLOCKS and storage.bits == 4 and scheme.rounding != "rtn"
     return weight.use is Use.LINEAR and (other_method or scheme.looks_at_inputs(storage))
+
+
+def _is_measured(weight: Weight, storage: Storage) -> bool:
+    """Whether a weight is a convolution that has to know what it is given."""
+    return (weight.use, storage.kind) == (Use.CONV, Kind.STATIC)
+
+
+def _rewrite_convolutions(source: Path, weights: Sequence[Weight], calls: Sequence[Call]) -> set[str]:
+    """Let convolutions multiply 8-bit numbers as far as they ran in the calls, and store the others in 8 bits.
+
+    Returns:
+        The names of the former.
+    """
+    ranges = int8_conv.measure_ranges(source, calls) if weights and calls else {}
+    for weight in weights:
+        if weight.name in ranges:
+            int8_conv.rewrite(weight, ranges[weight.name])
+        else:
+            expand.rewrite(weight, CHANNELS)
+    return {weight.name for weight in weights if weight.name in ranges}
 
 
 def _rewrite_special(

@@ -38,13 +38,14 @@ class Kind(StrEnum):
     DYNAMIC = "dynamic"
     """int8 with a scale per output channel; `DynamicQuantizeMatMul` also rounds the activations, at run time."""
     STATIC = "static"
-    """The same with the range of the activations measured beforehand; `dynamic` where it could not be."""
+    """The same with the range of the activations measured beforehand. Where it could not be, linear layers are
+    `dynamic` and convolutions `channels`."""
 
 
 FORMS = {
     Use.LINEAR: {Kind.FLOAT, Kind.HALF, Kind.BLOCKS, Kind.DYNAMIC, Kind.STATIC},
     Use.EMBEDDING: {Kind.FLOAT, Kind.HALF, Kind.BLOCKS},
-    Use.CONV: {Kind.FLOAT, Kind.HALF, Kind.CHANNELS},
+    Use.CONV: {Kind.FLOAT, Kind.HALF, Kind.CHANNELS, Kind.STATIC},
 }
 """The forms each use can take."""
 
@@ -184,6 +185,10 @@ With one scale for a whole tensor little would be left of the others. They get 8
 `dynamic` or `static`: one large number then costs its own block of activations its precision, and no other.
 """
 
+WIDE_CONVS = (r"^\w+_decoder/.*\b(conv1|conv2|upsamplers\.0\.conv)\b",)
+"""Convolutions of 3x3 pixels in decoders, 98 % of Meissonic's. Left out are the first and the last one, and those of
+1x1 pixels, which are given what no normalization has brought into a common range."""
+
 LARGE_TABLES = (r"^text_encoder_2/shared\b",)
 """Lookup tables that would be the largest weight of a bundle: 250 112 rows in mT5."""
 
@@ -223,6 +228,10 @@ class Scheme:
     """Whether attention multiplies 8-bit numbers, see `attention`."""
     half_layers: bool = True
     """Whether codecs keep in float16 what one layer gives the next, see `half_layers`."""
+    int8_codec: bool = True
+    """Whether the convolutions that match `wide_convs` multiply 8-bit numbers, see `int8_conv`."""
+    wide_convs: tuple[str, ...] = WIDE_CONVS
+    """Regular expressions, searched in the path."""
     low_rank: int = 0
     """Columns of the branch beside a 4-bit linear layer that carries its rounding error."""
 
@@ -248,6 +257,11 @@ class Scheme:
     @property
     def is_calibrated(self) -> bool:
         """Whether quantizing needs recorded runs of the float model."""
+        return self.int8_codec or self.is_fitted
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether linear layers are rounded by what they are given, for which more is recorded than for ranges."""
         return any(self.looks_at_inputs(storage) for storage in (self.linear, self.sensitive, *self.chosen.values()))
 
     def looks_at_inputs(self, storage: Storage) -> bool:
@@ -275,7 +289,7 @@ class Scheme:
             return self._without_spikes(path, self.sensitive if sensitive else self.linear)
         if use is Use.EMBEDDING:
             return self.large_table or self.embedding if _matches(self.large_tables, path) else self.embedding
-        return self.conv
+        return STATIC if self.int8_codec and _matches(self.wide_convs, path) else self.conv
 
     def with_block_size(self, block_size: int) -> Scheme:
         """The same scheme with another block size wherever there are blocks."""
@@ -317,6 +331,8 @@ class Scheme:
             "low_rank": self.low_rank,
             "int8_attention": self.int8_attention,
             "half_layers": self.half_layers,
+            "int8_codec": self.int8_codec,
+            "wide_convs": list(self.wide_convs),
         }
 
     def _without_spikes(self, path: str, storage: Storage) -> Storage:

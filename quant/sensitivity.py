@@ -108,7 +108,7 @@ def stored_bytes(weight: Weight, storage: Storage) -> int:
             count = weight.rows * block_count(weight.width, storage.block_size)
             codes = count * storage.block_size if weight.use is Use.LINEAR else numbers
             return _pages(codes * storage.bits // 8) + _pages(count * weight.dtype.itemsize)
-        case Kind.CHANNELS | Kind.DYNAMIC:
+        case Kind.CHANNELS | Kind.DYNAMIC | Kind.STATIC:
             return _pages(numbers) + _pages(4 * weight.rows)
         case Kind.HALF:
             return _pages(2 * numbers)
@@ -200,7 +200,8 @@ def _has_choice(weight: Weight, component: str, scheme: Scheme) -> bool:
     """Whether the scheme leaves the weight's form open."""
     path = f"{component}/{weight.name}"
     kept = decide(weight, component, scheme)
-    ruled = kept.kind is Kind.FLOAT or any(rule.matches(path) for rule in scheme.keep)
+    is_measured = (weight.use, kept.kind) == (Use.CONV, Kind.STATIC)
+    ruled = kept.kind is Kind.FLOAT or is_measured or any(rule.matches(path) for rule in scheme.keep)
     # Two 4-bit codes share a byte.
     return not ruled and not (weight.use is Use.EMBEDDING and weight.width % 2)
 

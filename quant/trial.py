@@ -50,7 +50,9 @@ def typical_prompts(bundle: Bundle) -> Sequence[str]:
     return prompts if usable and prompts else FALLBACK_PROMPTS
 
 
-def record_calibration(bundle: Bundle, prompts: Sequence[str], progress: Progress) -> Mapping[str, list[Call]]:
+def record_calibration(
+    bundle: Bundle, prompts: Sequence[str], progress: Progress, one: bool = False
+) -> Mapping[str, list[Call]]:
     """Runs of every component of a float bundle, by component.
 
     What paints nothing by itself is given random numbers instead.
@@ -59,6 +61,7 @@ def record_calibration(bundle: Bundle, prompts: Sequence[str], progress: Progres
         bundle: of floats.
         prompts: taken in turn; without any, the typical ones but the first, which measurements use.
         progress: told about each picture.
+        one: whether a single picture is enough.
 
     Raises:
         UsageError: a prompt is empty, or the bundle reads none.
@@ -77,7 +80,7 @@ def record_calibration(bundle: Bundle, prompts: Sequence[str], progress: Progres
     else:
         settings = small_settings(bundle)
         texts = list(prompts) or list(typical_prompts(bundle)[1:])
-        number = max(1, min(len(texts), CALIBRATION_PIXELS // (settings["width"] * settings["height"])))
+        number = 1 if one else max(1, min(len(texts), CALIBRATION_PIXELS // (settings["width"] * settings["height"])))
         for i, text in enumerate(texts[:number]):
             progress("recording the float bundle", i, number)
             pipe(text, seed=SEED + 1 + i, **settings)

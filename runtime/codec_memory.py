@@ -5,6 +5,7 @@ from __future__ import annotations
 from pochade.bundle import Component
 from pochade.runtime.pipeline import Tiling
 from pochade.runtime.plan import Way
+from pochade.runtime.session import takes_expanded
 from pochade.runtime.strips import strip_count
 
 ASIDE = 30_000_000
@@ -30,6 +31,8 @@ class CodecMemory:
         """
         memory = decoder.memory or {}
         self._weights, self._per_pixel = memory["weights"], memory["per_pixel"]
+        if decoder.gpu is not None and takes_expanded(decoder, on_gpu):
+            self._weights = decoder.gpu.weights
         self._recomputes = any(spec.name == "recompute" for spec in decoder.inputs)
         self._recomputed = memory["per_pixel_recomputed"] if self._recomputes else self._per_pixel
         self._factor, self._on_gpu = factor, on_gpu

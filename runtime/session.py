@@ -96,7 +96,8 @@ class ComponentSession:
                 f"{name} multiplies 8-bit numbers in its attention, which needs a processor with VNNI; take a bundle "
                 "quantized without --int8-attention"
             )
-        path = bundle.component_path(name, adapted=bool(adapters), on_gpu=device.on_gpu)
+        expanded = takes_expanded(self.component, device.on_gpu)
+        path = bundle.component_path(name, adapted=bool(adapters), on_gpu=expanded)
         self._session = _open(path, bundle.path, device, threads)
         # Where the graph wants its inputs: lengths stay on the host, which reads them, also beside a graphics card.
         self._homes = {
@@ -224,6 +225,15 @@ def check_inputs(component: Component, inputs: Mapping[str, Array]) -> dict[str,
     return checked
 
 
+def takes_expanded(component: Component, on_gpu: bool) -> bool:
+    """Whether a component runs by its graph without 8-bit activations.
+
+    Cards have no kernels for those, and on processors whose 8-bit products may overflow exact ones take convolutions as
+    long as float32 does.
+    """
+    return on_gpu or (_saturates() and bool((component.quantization or {}).get("int8_convolutions")))
+
+
 @functools.cache
 def _saturates() -> bool:
     """Whether 8-bit products may overflow 16 bits here: on x86 unless the processor is known to have VNNI.
@@ -239,9 +249,9 @@ def _open(path: Path, where: Path, device: Device, threads: int) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    # The arena keeps the peak of the largest phase for the life of the session and saved no time when measured. Beside
-    # a card it stays: without it a Loop was given a number of trips that nothing had written yet.
-    options.enable_cpu_mem_arena = device.on_gpu
+    # Of the four ways, the arena without memory patterns takes least memory and no more time than any: fresh pages cost
+    # the decoder a tenth of its time without it, and a pattern is a block as large as all that was ever planned.
+    options.enable_mem_pattern = False
     # Two sessions are open in the loop; a pool that spins while it waits takes the other one's cores.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if device.on_gpu:

@@ -11,8 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,8 @@ VARIANTS = ("bf16", "int8", "int4")
 DONE = "facts.json"
 CALIBRATION = 4
 """Grids to calibrate with: the share of masked cells from all to few."""
+GRID = 16
+"""Cells per side of what the decoder is calibrated with."""
 
 
 class Decoder(nn.Module):
@@ -45,8 +46,14 @@ class Decoder(nn.Module):
         return self.codec.decode(tokens)
 
 
+Calls = list[dict[str, Array]]
+"""Inputs of a network, one run after the other."""
+
+
 def make(checkpoint_folder: Path, folder: Path, variants: list[str], width: int, height: int) -> None:
     """Write the models of each variant to `folder/VARIANT`; what is there is kept.
+
+    One network at a time is in memory, and what was interrupted goes on with the next one.
 
     Args:
         checkpoint_folder: in the published layout.
@@ -57,46 +64,67 @@ def make(checkpoint_folder: Path, folder: Path, variants: list[str], width: int,
     """
     # Its tools report to their makers, unless they believe to be in somebody's CI.
     os.environ.setdefault("CI", "true")
-    import nncf
-    import openvino as ov
-
-    missing = [name for name in variants if not (folder / name / DONE).exists()]
-    if not missing:
+    if all((folder / name / DONE).exists() for name in variants):
         return
     checkpoint = Meissonic.open(checkpoint_folder)
     ids = np.array([checkpoint.tokenizer().encode("a photo of a small red house near the lake").ids], np.int64)
+    size = (width, height)
+    facts = {"ids": _both(checkpoint, ids), "scheduler": checkpoint.scheduler_manifest(), "size": list(size)}
+    networks: dict[str, Callable[[], tuple[Any, Calls]]] = {
+        "text_encoder": lambda: _text_encoder(checkpoint, ids),
+        "transformer": lambda: _transformer(checkpoint, ids, size),
+        "vq_decoder": lambda: _decoder(checkpoint),
+    }
+    for part, prepare in networks.items():
+        missing = [name for name in variants if not (folder / name / f"{part}.xml").exists()]
+        if missing:
+            _write(part, *prepare(), [folder / name for name in missing], _group(checkpoint))
+    for name in variants:
+        (folder / name / DONE).write_text(json.dumps(facts), "utf-8")
+
+
+def _write(part: str, model: Any, calls: Calls, targets: list[Path], group: int) -> None:
+    """One network in each of the variants that the folders are named after."""
+    import nncf
+    import openvino as ov
+
+    for target in targets:
+        made = model.clone()
+        if target.name == "int8" and part != "text_encoder":
+            kind = nncf.ModelType.TRANSFORMER if part == "transformer" else None
+            made = nncf.quantize(made, nncf.Dataset(calls), model_type=kind, subset_size=len(calls))
+        elif target.name == "int8":
+            made = nncf.compress_weights(made, mode=nncf.CompressWeightsMode.INT8_SYM)
+        elif target.name == "int4" and part != "vq_decoder":
+            made = nncf.compress_weights(made, mode=nncf.CompressWeightsMode.INT4_SYM, group_size=group)
+        new = target / "new"
+        new.mkdir(parents=True, exist_ok=True)
+        ov.save_model(made, new / f"{part}.xml", compress_to_fp16=True)
+        # The graph last: where it is, the weights are.
+        for suffix in ("bin", "xml"):
+            (new / f"{part}.{suffix}").replace(target / f"{part}.{suffix}")
+        new.rmdir()
+
+
+def _text_encoder(checkpoint: Meissonic, ids: Array) -> tuple[Any, Calls]:
+    calls = [{"input_ids": ids}]
+    return _convert(_loaded(ClipTextEncoder, checkpoint.text, checkpoint.text_weights, FOREIGN_TEXT_KEYS), calls), calls
+
+
+def _transformer(checkpoint: Meissonic, ids: Array, size: tuple[int, int]) -> tuple[Any, Calls]:
     text = _loaded(ClipTextEncoder, checkpoint.text, checkpoint.text_weights, FOREIGN_TEXT_KEYS)
     with torch.inference_mode():
         states, pooled = (value.numpy() for value in text(torch.from_numpy(ids)))
-    models = {"text_encoder": _convert(ov, text, {"input_ids": ids})}
     del text
-    calls = list(_calls(checkpoint, states, pooled, (width, height)))
-    transformer = _loaded(MaskedTransformer, checkpoint.transformer, checkpoint.transformer_weights)
-    models["transformer"] = _convert(ov, transformer, calls[0])
-    del transformer
-    codec = _loaded(VQModel, checkpoint.codec, checkpoint.codec_weights)
-    grid = {"tokens": np.where(calls[-1]["tokens"] < checkpoint.transformer.codebook_size, calls[-1]["tokens"], 0)}
-    models["vq_decoder"] = _convert(ov, Decoder(codec), grid)
-    del codec
-    for name in missing:
-        target = folder / name
-        shutil.rmtree(target, ignore_errors=True)
-        target.mkdir(parents=True)
-        for part, model in models.items():
-            made = model.clone()
-            data = {"transformer": calls, "vq_decoder": [grid]}.get(part)
-            if name == "int8" and data is not None:
-                kind = nncf.ModelType.TRANSFORMER if part == "transformer" else None
-                made = nncf.quantize(made, nncf.Dataset(data), model_type=kind, subset_size=len(data))
-            elif name == "int8":
-                made = nncf.compress_weights(made, mode=nncf.CompressWeightsMode.INT8_SYM)
-            elif name == "int4" and part != "vq_decoder":
-                made = nncf.compress_weights(
-                    made, mode=nncf.CompressWeightsMode.INT4_SYM, group_size=_group(checkpoint)
-                )
-            ov.save_model(made, target / f"{part}.xml", compress_to_fp16=True)
-        facts = {"ids": _both(checkpoint, ids), "scheduler": checkpoint.scheduler_manifest(), "size": [width, height]}
-        (target / DONE).write_text(json.dumps(facts), "utf-8")
+    calls = list(_calls(checkpoint, states, pooled, size))
+    return _convert(_loaded(MaskedTransformer, checkpoint.transformer, checkpoint.transformer_weights), calls), calls
+
+
+def _decoder(checkpoint: Meissonic) -> tuple[Any, Calls]:
+    """Calibrated on small pictures: at 1024x1024 NNCF wants more than 24 GB, and convolutions see no difference."""
+    codes = np.random.default_rng(0).integers(0, checkpoint.transformer.codebook_size, (CALIBRATION, 1, GRID, GRID))
+    calls = [{"tokens": grid} for grid in codes]
+    return _convert(Decoder(_loaded(VQModel, checkpoint.codec, checkpoint.codec_weights)), calls), calls
 
 
 def _both(checkpoint: Meissonic, ids: Array) -> list[list[int]]:
@@ -114,9 +142,11 @@ def _loaded(kind: type[nn.Module], config: object, source: Any, foreign: tuple[s
     return module
 
 
-def _convert(ov: Any, module: nn.Module, example: dict[str, Array]) -> Any:
+def _convert(module: nn.Module, calls: Calls) -> Any:
+    import openvino as ov
+
     with torch.inference_mode():
-        inputs = {name: torch.from_numpy(array) for name, array in example.items()}
+        inputs = {name: torch.from_numpy(array) for name, array in calls[0].items()}
         return ov.convert_model(module.eval(), example_input=inputs)
 
 

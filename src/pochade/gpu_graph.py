@@ -23,9 +23,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from pochade.manifest import Component, GpuGraph
 from pochade.session_memory import weight_bytes
 
-CPU_ONLY = frozenset(
-    {"MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger"}
-)
+CPU_ONLY = frozenset({"MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeLinear", "QLinearMatMul", "ConvInteger"})
 """Operators of 8-bit activations that are left once those below are replaced; a graph with one stays on the CPU."""
 
 BLOCK = 32
@@ -124,6 +122,8 @@ def _replace_operators(model: ir.Model) -> int:
     for node in list(model.graph.all_nodes()):
         if node.op_type == "DynamicQuantizeMatMul":
             _expand(node)
+        elif node.op_type == "QLinearConv":
+            _expand_convolution(node)
         elif node.op_type == "MatMulNBits" and _can_split(node):
             _split_blocks(node)
         elif node.op_type == "ArgMax" and (ids := node.inputs[0]) is not None and ids.dtype is ir.DataType.INT64:
@@ -155,6 +155,56 @@ def _expand(product: ir.Node) -> None:
     graph.insert_after(product, nodes)
     result.replace_all_uses_with(last, replace_graph_outputs=True)
     graph.remove(product, safe=True)
+
+
+def _expand_convolution(product: ir.Node) -> None:
+    """A convolution between QuantizeLinear and DequantizeLinear -> one of whole numbers with the expanded weight.
+
+    Weight and bias are expanded by Cast and Mul, once for all bodies that read them and before any of them.
+    """
+    rounded, x_scale, _, codes, scales, *_ = product.inputs
+    bias = product.inputs[8] if len(product.inputs) > 8 else None
+    assert rounded is not None and codes is not None and scales is not None, f"{product.name} is incomplete"
+    before = rounded.producer()
+    (after,) = (use.node for use in product.outputs[0].uses())
+    assert before is not None and after.op_type == "DequantizeLinear", f"{product.name} does not give floats"
+    main = codes.graph
+    assert isinstance(main, ir.Graph) and codes.shape is not None, f"{product.name} has no weight"
+    column = [-1, *[1] * (len(codes.shape) - 1)]
+    inputs = [before.inputs[0], _scaled(main, codes, [scales], column)]
+    if bias is not None:
+        inputs.append(_scaled(main, bias, [scales, x_scale], [-1]))
+    result = after.outputs[0]
+    conv = ir.Node("", "Conv", inputs, product.attributes.values(), name=f"{product.name}.expanded")
+    value = conv.outputs[0]
+    value.name, value.shape, value.type = result.name, result.shape, result.type
+    result.name = f"{result.name}.rounded"
+    _home(after).insert_before(after, conv)
+    result.replace_all_uses_with(value, replace_graph_outputs=True)
+    for node in (after, product, before):
+        _home(node).remove(node, safe=True)
+
+
+def _scaled(main: ir.Graph, codes: ir.Value, factors: list[ir.Value | None], shape: list[int]) -> ir.Value:
+    """Integers as floats, times factors in that shape; the same value for the same integers."""
+    name = f"{codes.name}.expanded"
+    for use in codes.uses():
+        if use.node.op_type == "Cast":
+            value = use.node.outputs[0]
+            while value.name != name:
+                (value,) = (following.node.outputs[0] for following in value.uses())
+            return value
+    asked = _register(main, ir.Tensor(np.array(shape), name=f"{name}.shape"))
+    nodes = [ir.node("Cast", [codes], {"to": int(ir.DataType.FLOAT)}, name=f"{name}.cast")]
+    for i, factor in enumerate(factors):
+        lifted = ir.node("Reshape", [factor, asked], name=f"{name}.factor{i}")
+        nodes += [lifted, ir.node("Mul", [nodes[-1].outputs[0], lifted.outputs[0]], name=f"{name}.mul{i}")]
+    for node in nodes:
+        node.outputs[0].name, node.outputs[0].dtype = str(node.name), ir.DataType.FLOAT
+    last = nodes[-1].outputs[0]
+    last.name, last.shape = name, codes.shape
+    main.insert_before(main[0], nodes)
+    return last
 
 
 def _can_split(product: ir.Node) -> bool:

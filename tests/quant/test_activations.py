@@ -86,7 +86,9 @@ def test_schemes_say_what_they_need() -> None:
     assert SCHEMES["int4"].is_calibrated
     assert SMOOTH.is_calibrated
     assert MEASURED.is_calibrated
-    assert not INT8.is_calibrated
+    # The ranges of a decoder's convolutions are measured, its weights are not fitted to them.
+    assert INT8.is_calibrated and not INT8.is_fitted
+    assert not replace(INT8, int8_codec=False).is_calibrated
     assert not replace(SCHEMES["int4"], rounding="hqq").is_calibrated
     assert replace(SCHEMES["int4"], rounding="hqq", low_rank=4).is_calibrated
     with pytest.raises(UsageError, match="smoothing of strength 2"):

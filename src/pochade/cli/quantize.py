@@ -17,6 +17,17 @@ if TYPE_CHECKING:
 
 SCHEME_NAMES = ("int8", "int4")
 ROUNDINGS = ("rtn", "search", "hqq", "gptq")
+REFINEMENTS = (
+    "block_size",
+    "rounding",
+    "low_rank",
+    "int8_attention",
+    "codec_products",
+    "codec_layers",
+    "calibration",
+    "keep",
+)
+"""Options that mean nothing by themselves."""
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -87,6 +98,13 @@ def add_scheme_options(parser: argparse.ArgumentParser) -> None:
         help="let attention multiply 8-bit numbers too, on processors with VNNI or ARM's dot product",
     )
     parser.add_argument(
+        "--codec-products",
+        type=int,
+        choices=(8, 32),
+        help="bits of the numbers that the decoder multiplies (default: 8, a third of the time of 32; with --min-snr "
+        "32)",
+    )
+    parser.add_argument(
         "--codec-layers",
         type=int,
         choices=(16, 32),
@@ -116,16 +134,20 @@ def read_scheme(arguments: argparse.Namespace) -> tuple[Scheme, dict[str, Any]] 
     """
     ways = ("scheme", "target_size", "min_snr", "bits")
     if all(getattr(arguments, way) is None for way in ways):
-        for name in ("block_size", "rounding", "low_rank", "int8_attention", "codec_layers", "calibration", "keep"):
+        for name in REFINEMENTS:
             if getattr(arguments, name) not in (None, False, []):
                 raise UsageError(f"{_flag(name)} needs --scheme, --target-size, --min-snr or --bits")
         return None
     from pochade.quant.scheme import SCHEMES, Keep
 
+    if arguments.codec_products == 8 and arguments.min_snr is not None:
+        raise UsageError("--codec-products 8 and --min-snr do not go together: no search makes its error smaller")
     scheme = SCHEMES[arguments.scheme or "int4"]
-    for name in ("block_size", "rounding", "low_rank", "calibration"):
+    for name in ("block_size", "rounding", "low_rank"):
         if getattr(arguments, name) is not None and scheme.linear.bits != 4:
             raise UsageError(f"{_flag(name)} has no effect with scheme {scheme.name}, which has no 4-bit weights")
+    if arguments.calibration is not None and scheme.linear.bits != 4 and arguments.codec_products == 32:
+        raise UsageError(f"--calibration has no effect with scheme {scheme.name} and --codec-products 32")
     if arguments.block_size is not None:
         scheme = scheme.with_block_size(arguments.block_size)
     scheme = replace(
@@ -133,6 +155,7 @@ def read_scheme(arguments: argparse.Namespace) -> tuple[Scheme, dict[str, Any]] 
         rounding=arguments.rounding or scheme.rounding,
         low_rank=scheme.low_rank if arguments.low_rank is None else arguments.low_rank,
         int8_attention=arguments.int8_attention,
+        int8_codec=(arguments.codec_products or (8 if arguments.min_snr is None else 32)) == 8,
         half_layers=arguments.codec_layers != 32,
     )
     rules = []

@@ -1,0 +1,134 @@
+"""Convolutions of 8-bit numbers: near the float picture at any number of strips, float where they would overflow."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from numpy.typing import NDArray
+
+from pochade.bundle import Bundle
+from pochade.gpu_graph import save_gpu_graph
+from pochade.quant.bundle import quantize_bundle
+from pochade.quant.component import ComponentReport, quantize_component
+from pochade.quant.fidelity import Call, open_pipeline
+from pochade.quant.int8_conv import measure_ranges
+from pochade.quant.scheme import CHANNELS, SCHEMES, STATIC, Use
+from pochade.runtime import session as sessions
+from pochade.runtime.codec_memory import CodecMemory
+from tests.quant.graphs import relative_error, session
+
+ROWS, COLUMNS = 6, 4
+SILU_MIN = -0.2785
+"""Least value of x * sigmoid(x)."""
+
+ALL = replace(SCHEMES["int8"], min_elements=1, half_layers=False)
+
+needs_vnni = pytest.mark.skipif(sessions._saturates(), reason="8-bit products may overflow here")
+
+
+@pytest.fixture
+def decoder(bundles: dict[str, Path]) -> Path:
+    return bundles["monetico-tiny"] / "vq_decoder.onnx"
+
+
+def grids(count: int, seed: int) -> list[Mapping[str, NDArray[np.generic]]]:
+    tokens = np.random.default_rng(seed).integers(0, 32, (count, 1, ROWS, COLUMNS))
+    return [{"tokens": grid, "strips": np.array([2]), "recompute": np.array(False)} for grid in tokens]
+
+
+def recorded() -> Sequence[Call]:
+    return [Call("vq_decoder", inputs, {}) for inputs in grids(4, 0)]
+
+
+def quantized(decoder: Path, folder: Path, calls: Sequence[Call]) -> tuple[Path, ComponentReport]:
+    target = folder / "vq_decoder.onnx"
+    return target, quantize_component(decoder, target, "vq_decoder", ALL, None, calls)
+
+
+def picture(path: Path, **changed: NDArray[np.generic]) -> NDArray[np.float32]:
+    found: NDArray[np.float32] = session(path).run(None, {**grids(1, 1)[0], **changed})[0]
+    return found
+
+
+def operators(path: Path) -> Counter[str]:
+    return Counter(node.op_type for node in ir.load(path).graph.all_nodes())
+
+
+def test_ranges_are_those_of_the_float_graph(decoder: Path) -> None:
+    ranges = measure_ranges(decoder, recorded())
+    inner = ranges["decoder.mid_block.resnets.0.conv1.weight"]
+    assert SILU_MIN <= inner.given[0] < 0 < inner.given[1]
+    assert inner.result[0] < inner.result[1]
+    # A part of the calls has a part of the range.
+    fewer = measure_ranges(decoder, recorded()[:1])["decoder.mid_block.resnets.0.conv1.weight"]
+    assert inner.given[0] <= fewer.given[0] and fewer.given[1] <= inner.given[1]
+    last = ranges["decoder.conv_out.weight"].result
+    shown = [session(decoder).run(None, dict(call.inputs))[0] for call in recorded()]
+    assert last == pytest.approx((min(p.min() for p in shown), max(p.max() for p in shown)), rel=1e-3)
+
+
+@needs_vnni
+def test_pictures_stay_near_at_any_number_of_strips(decoder: Path, tmp_path: Path) -> None:
+    path, report = quantized(decoder, tmp_path, recorded())
+    assert report.convolutions == report.counts["static int8"] > 10
+    exact = picture(decoder)
+    ways = [(count, small) for small in (False, True) for count in (1, 3, ROWS)]
+    found = [picture(path, strips=np.array([count]), recompute=np.array(small)) for count, small in ways]
+    for each in found:
+        assert 0 < relative_error(each, exact) < 0.1
+        # Ranges are fixed: only a number on the edge between two codes can differ.
+        assert relative_error(each, found[0]) < 0.02
+
+
+def test_first_last_and_small_kernels_stay_float(decoder: Path, tmp_path: Path) -> None:
+    _, report = quantized(decoder, tmp_path, recorded())
+    kept = {weight.name: weight.storage for weight in report.weights if weight.use is Use.CONV}
+    assert STATIC not in (kept["decoder.conv_in.weight"], kept["decoder.conv_out.weight"])
+    assert {storage for name, storage in kept.items() if "conv_shortcut" in name} <= {ALL.conv}
+    assert {storage for name, storage in kept.items() if "resnets" in name and "shortcut" not in name} == {STATIC}
+    assert {storage for name, storage in kept.items() if "upsamplers" in name} == {STATIC}
+
+
+def test_without_recorded_runs_weights_are_stored_in_8_bits(decoder: Path, tmp_path: Path) -> None:
+    path, report = quantized(decoder, tmp_path, ())
+    assert report.convolutions == 0 and "QLinearConv" not in operators(path)
+    assert {w.storage for w in report.weights if w.name.startswith("decoder.mid_block")} == {CHANNELS}
+
+
+def test_the_second_graph_computes_in_float32_from_the_same_data(decoder: Path, tmp_path: Path) -> None:
+    path, report = quantized(decoder, tmp_path, recorded())
+    made = save_gpu_graph(path, "float16")
+    assert made is not None and made.weights > report.weight_bytes
+    expanded = path.with_name(made.file)
+    found = operators(expanded)
+    assert not {"QLinearConv", "QuantizeLinear", "DequantizeLinear"} & found.keys()
+    assert found["Conv"] == operators(decoder)["Conv"]
+    exact = picture(decoder)
+    # What is left is the rounding of weights.
+    assert 0 < relative_error(picture(expanded), exact) < 0.05
+
+
+def test_processors_whose_products_overflow_take_the_second_graph(
+    bundles: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = quantize_bundle(bundles["monetico-tiny"], tmp_path / "int8", ALL)
+    component = bundle.manifest.components["vq_decoder"]
+    assert component.quantization is not None and component.quantization["int8_convolutions"] > 10
+    assert component.gpu is not None and component.memory is not None
+    opened = []
+    real = sessions._open
+    monkeypatch.setattr(sessions, "_open", lambda path, *rest: opened.append(path.name) or real(path, *rest))
+    weights = []
+    for overflows in (False, True):
+        monkeypatch.setattr(sessions, "_saturates", lambda overflows=overflows: overflows)
+        weights.append(CodecMemory(component, 16)._weights)
+        with open_pipeline(Bundle.open(bundle.path)) as pipe:
+            pipe("a red house", num_inference_steps=1, seed=1)
+    assert [name for name in opened if name.startswith("vq_decoder")] == [component.file, component.gpu.file]
+    assert weights == [component.memory["weights"], component.gpu.weights]
