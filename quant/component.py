@@ -14,7 +14,7 @@ from pochade.quant import attention, dynamic_int8, expand, gather, half_layers, 
 from pochade.quant.fidelity import Call
 from pochade.quant.instrument import Instrument
 from pochade.quant.moments import Moment, input_moments
-from pochade.quant.scheme import CHANNELS, FLOAT, Kind, Scheme, Storage, Use
+from pochade.quant.scheme import FLOAT, Kind, Scheme, Storage, Use
 from pochade.quant.select import FLOATS, Weight, find_weights
 from pochade.quant.surgery import MICROSOFT, store_in_subgraphs
 from pochade.session_memory import weight_bytes
@@ -124,9 +124,9 @@ def quantize_component(
             REWRITES[weight.use, storage.kind](weight, storage)
     _rewrite_special(source, special, scheme, calls, progress)
     wide = [weight for weight, storage in decided if _is_measured(weight, storage)]
-    rounded = _rewrite_convolutions(source, wide, calls)
+    rounded = _rewrite_convolutions(source, wide, calls, scheme.conv)
     decided = [
-        (weight, CHANNELS if _is_measured(weight, storage) and weight.name not in rounded else storage)
+        (weight, scheme.conv if _is_measured(weight, storage) and weight.name not in rounded else storage)
         for weight, storage in decided
     ]
     attentions = attention.rewrite(model) if scheme.int8_attention else 0
@@ -177,8 +177,10 @@ def _is_measured(weight: Weight, storage: Storage) -> bool:
     return (weight.use, storage.kind) == (Use.CONV, Kind.STATIC)
 
 
-def _rewrite_convolutions(source: Path, weights: Sequence[Weight], calls: Sequence[Call]) -> set[str]:
-    """Let convolutions multiply 8-bit numbers as far as they ran in the calls, and store the others in 8 bits.
+def _rewrite_convolutions(
+    source: Path, weights: Sequence[Weight], calls: Sequence[Call], otherwise: Storage
+) -> set[str]:
+    """Let convolutions multiply 8-bit numbers as far as they ran in the calls, and keep the others as is said.
 
     Returns:
         The names of the former.
@@ -187,8 +189,8 @@ def _rewrite_convolutions(source: Path, weights: Sequence[Weight], calls: Sequen
     for weight in weights:
         if weight.name in ranges:
             int8_conv.rewrite(weight, ranges[weight.name])
-        else:
-            expand.rewrite(weight, CHANNELS)
+        elif otherwise.kind is not Kind.FLOAT:
+            expand.rewrite(weight, otherwise)
     return {weight.name for weight in weights if weight.name in ranges}
 
 

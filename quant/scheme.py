@@ -39,7 +39,7 @@ class Kind(StrEnum):
     """int8 with a scale per output channel; `DynamicQuantizeMatMul` also rounds the activations, at run time."""
     STATIC = "static"
     """The same with the range of the activations measured beforehand. Where it could not be, linear layers are
-    `dynamic` and convolutions `channels`."""
+    `dynamic`, and convolutions as others of the scheme."""
 
 
 FORMS = {

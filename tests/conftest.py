@@ -12,6 +12,16 @@ import pytest
 from tests.golden import GOLDEN
 
 
+@pytest.fixture(scope="session", autouse=True)
+def recorded_frequencies() -> None:
+    """Let sinusoids turn as they did where the goldens were recorded, two in 128 by a last bit from here."""
+    from safetensors.torch import load_file
+
+    from pochade.export.modules import masked_transformer
+
+    masked_transformer.FREQUENCIES = load_file(GOLDEN / "scheduler" / "tables.safetensors")["sinusoid.freqs"]
+
+
 @pytest.fixture(scope="session")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """fp32 bundles of the tiny checkpoints, by name."""

@@ -78,7 +78,13 @@ class TransformerConfig:
 
 
 # A constant on purpose: arguments reach 63 000, so another runtime's rounding of exp would move the features by 3e-3.
-FREQUENCIES = (-math.log(10000.0) * torch.arange(SINUSOID_DIM // 2, dtype=torch.float32) / (SINUSOID_DIM // 2)).exp()
+# In float64 and rounded once: float32 results of exp are not those of other processors, PyTorch's among them.
+FREQUENCIES = (
+    (-math.log(10000.0) * torch.arange(SINUSOID_DIM // 2, dtype=torch.float32) / (SINUSOID_DIM // 2))
+    .double()
+    .exp()
+    .float()
+)
 
 
 def sinusoid(values: Tensor) -> Tensor:

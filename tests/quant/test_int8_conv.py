@@ -18,7 +18,7 @@ from pochade.quant.bundle import quantize_bundle
 from pochade.quant.component import ComponentReport, quantize_component
 from pochade.quant.fidelity import Call, open_pipeline
 from pochade.quant.int8_conv import measure_ranges
-from pochade.quant.scheme import CHANNELS, SCHEMES, STATIC, Use
+from pochade.quant.scheme import SCHEMES, STATIC, Use
 from pochade.runtime import session as sessions
 from pochade.runtime.codec_memory import CodecMemory
 from tests.quant.graphs import relative_error, session
@@ -95,10 +95,10 @@ def test_first_last_and_small_kernels_stay_float(decoder: Path, tmp_path: Path) 
     assert {storage for name, storage in kept.items() if "upsamplers" in name} == {STATIC}
 
 
-def test_without_recorded_runs_weights_are_stored_in_8_bits(decoder: Path, tmp_path: Path) -> None:
+def test_without_recorded_runs_convolutions_are_kept_like_others(decoder: Path, tmp_path: Path) -> None:
     path, report = quantized(decoder, tmp_path, ())
     assert report.convolutions == 0 and "QLinearConv" not in operators(path)
-    assert {w.storage for w in report.weights if w.name.startswith("decoder.mid_block")} == {CHANNELS}
+    assert {w.storage for w in report.weights if w.name.startswith("decoder.mid_block")} == {ALL.conv}
 
 
 def test_the_second_graph_computes_in_float32_from_the_same_data(decoder: Path, tmp_path: Path) -> None:
