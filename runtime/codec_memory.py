@@ -33,6 +33,8 @@ class CodecMemory:
         self._weights, self._per_pixel = memory["weights"], memory["per_pixel"]
         if decoder.gpu is not None and takes_expanded(decoder, on_gpu):
             self._weights = decoder.gpu.weights
+        # Strips are float32 whatever layers are kept in; beside products of 8-bit numbers there are rounded ones.
+        self._strips = 8 if (decoder.quantization or {}).get("int8_convolutions") else 4
         self._recomputes = any(spec.name == "recompute" for spec in decoder.inputs)
         self._recomputed = memory["per_pixel_recomputed"] if self._recomputes else self._per_pixel
         self._factor, self._on_gpu = factor, on_gpu
@@ -63,4 +65,10 @@ class CodecMemory:
         pixels = rows * columns * self._factor**2
         strip = pixels // (1 if tiling == "off" else strip_count(rows, columns, self._factor, self._on_gpu))
         layers = (self._recomputed if recompute else self._per_pixel) * pixels
-        return self._weights + layers + 4 * strip * self._per_pixel + ASIDE + (DECODED + PICTURE * images) * pixels
+        return (
+            self._weights
+            + layers
+            + self._strips * strip * self._per_pixel
+            + ASIDE
+            + (DECODED + PICTURE * images) * pixels
+        )
