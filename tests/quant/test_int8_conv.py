@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -121,9 +122,14 @@ def test_processors_whose_products_overflow_take_the_second_graph(
     component = bundle.manifest.components["vq_decoder"]
     assert component.quantization is not None and component.quantization["int8_convolutions"] > 10
     assert component.gpu is not None and component.memory is not None
-    opened = []
+    opened: list[str] = []
     real = sessions._open
-    monkeypatch.setattr(sessions, "_open", lambda path, *rest: opened.append(path.name) or real(path, *rest))
+
+    def watched(path: Path, *rest: Any) -> Any:
+        opened.append(path.name)
+        return real(path, *rest)
+
+    monkeypatch.setattr(sessions, "_open", watched)
     weights = []
     for overflows in (False, True):
         monkeypatch.setattr(sessions, "_saturates", lambda overflows=overflows: overflows)
