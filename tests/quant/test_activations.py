@@ -89,8 +89,8 @@ def test_schemes_say_what_they_need() -> None:
     # The ranges of a decoder's convolutions are measured, its weights are not fitted to them.
     assert INT8.is_calibrated and not INT8.is_fitted
     assert not replace(INT8, int8_codec=False).is_calibrated
-    assert not replace(SCHEMES["int4"], rounding="hqq").is_calibrated
-    assert replace(SCHEMES["int4"], rounding="hqq", low_rank=4).is_calibrated
+    assert not replace(SCHEMES["int4"], rounding="hqq").is_fitted
+    assert replace(SCHEMES["int4"], rounding="hqq", low_rank=4).is_fitted
     with pytest.raises(UsageError, match="smoothing of strength 2"):
         replace(INT8, smoothing=2.0)
     with pytest.raises(UsageError, match="rounding 'best' is unknown"):
