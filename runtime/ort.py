@@ -25,15 +25,15 @@ __all__ = ["ort"]
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _STRIPS = 20 << 20
-"""Bytes of the largest blocks that are taken from the heap, and how much of it is kept when free: strips of a codec have 8 or
-16 MB. With more, 32 MB and 64 MB kept, decoding takes a tenth less time and 80 MB more."""
+"""Bytes of the largest blocks that are taken from the heap, and how much of it is kept when free: strips of a codec
+have 8 or 16 MB. With more, 32 MB and 64 MB kept, decoding takes a tenth less time and 80 MB more."""
 
 
 def _map_large_blocks() -> None:
     """Have glibc map whole layers, which go back to the system once they are freed, and keep strips in its heap.
 
-    Its threshold otherwise grows with the largest block freed, and gigabytes stay with the process. With one of a megabyte
-    every strip was made of fresh pages: half of a decoder's time.
+    Its threshold otherwise grows with the largest block freed, and gigabytes stay with the process. With one of a
+    megabyte every strip was made of fresh pages: half of a decoder's time.
     """
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # absent in musl, which returns large blocks anyway
