@@ -6,7 +6,7 @@ Reads what `pochade bench peers --json` wrote. Bars are medians; needs pochade[b
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from pochade.benchmarks.peers.versus import PEERS
 from pochade.benchmarks.plots import BUNDLES, REFERENCE
 from pochade.benchmarks.speed import read_report
 
-PANELS = (
+PANELS: tuple[tuple[str, Callable[[Mapping[str, Any]], float]], ...] = (
     ("a denoise step, seconds", lambda row: row["median_seconds"]["step"]),
     ("decoding, seconds", lambda row: row["median_seconds"]["decode"]),
     ("peak memory, GB", lambda row: row["peak_rss"] / 1e9),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -22,7 +23,7 @@ def test_a_report_becomes_a_chart(tmp_path: Path) -> None:
         "vq_decoder": [3.0],
         "sampler": [0.1] * 2,
     }
-    run = {"cold": False, "picture": 10.0, "peak_rss": 2_000_000_000}
+    run: dict[str, Any] = {"cold": False, "picture": 10.0, "peak_rss": 2_000_000_000}
     run["components"] = {name: {"opened": [0.5], "ran": values} for name, values in ran.items()}
     cases = [Case(name, tmp_path, name, 1, None, [run, run]) for name in ("int8", "PyTorch fp32")]
     report = tmp_path / "peers.json"
