@@ -16,7 +16,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from pochade.quant.fidelity import Call
-from pochade.quant.rtn import channel_scales, round_channels
+from pochade.quant.rtn import byte_steps, channel_scales, round_channels
 from pochade.quant.scheme import Use
 from pochade.quant.select import Weight, find_weights
 from pochade.quant.streamed import Array, read
@@ -77,15 +77,13 @@ def rewrite(weight: Weight, ranges: Ranges) -> None:
         weight: read by Conv nodes.
         ranges: of them all.
     """
-    shape = (-1, *[1] * (len(weight.shape) - 1))
+    scales = channel_scales(read(weight.tensor), axis=0)
 
     def codes() -> Iterator[Array]:
-        whole = read(weight.tensor)
-        yield round_channels(whole, channel_scales(whole, axis=0).reshape(shape))
+        yield round_channels(read(weight.tensor), scales.reshape(-1, *[1] * (len(weight.shape) - 1)))
 
-    scales = channel_scales(read(weight.tensor), axis=0)
-    x_scale, x_zero = _steps(ranges.given)
-    y_scale, y_zero = _steps(ranges.result)
+    x_scale, x_zero = byte_steps(*(MARGIN * end for end in ranges.given))
+    y_scale, y_zero = byte_steps(*(MARGIN * end for end in ranges.result))
     x = [add_constant(weight, f"input_{name}", array, widen=False) for name, array in _named(x_scale, x_zero)]
     y = [add_constant(weight, f"output_{name}", array, widen=False) for name, array in _named(y_scale, y_zero)]
     w = [
@@ -120,13 +118,6 @@ def _replace(
     node.resize_inputs(3)
     for i, value in enumerate((product, *y)):
         node.replace_input_with(i, value)
-
-
-def _steps(bounds: Bounds) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """Scale and zero point of uint8 codes; zero, which pads pictures, has a code of its own."""
-    low, high = min(0.0, MARGIN * bounds[0]), max(0.0, MARGIN * bounds[1])
-    scale = (high - low) / 255 or 1.0
-    return np.array(scale, np.float32), np.array(np.clip(round(-low / scale), 0, 255), np.uint8)
 
 
 def _named(scale: NDArray[np.float32], zero: NDArray[np.uint8]) -> Iterator[tuple[str, Array]]:

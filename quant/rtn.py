@@ -89,6 +89,13 @@ def round_channels(weight: NDArray[np.floating], scales: NDArray[np.float32]) ->
     return np.clip(codes, -127, 127, out=codes).astype(np.int8)
 
 
+def byte_steps(low: float, high: float) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """Scale and zero point, both scalars, of uint8 codes for a range, in which zero has a code of its own."""
+    low, high = min(0.0, low), max(0.0, high)
+    scale = np.array((high - low) / 255 or 1.0, np.float32)
+    return scale, np.array(np.clip(round(-low / float(scale)), 0, 255), np.uint8)
+
+
 def _clipped(blocks: NDArray[np.float32], scales: NDArray[np.floating], bits: int) -> NDArray[np.floating]:
     """The scales, or a share of them where cutting the largest entries off serves the rest of the block better."""
     best, least = scales, _squared_error(blocks, scales, bits)

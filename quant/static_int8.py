@@ -6,11 +6,11 @@ points and the bias. Inputs beyond the measured range are cut off.
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_ir as ir
 
 from pochade.quant.dynamic_int8 import add_channels
 from pochade.quant.moments import Moment
+from pochade.quant.rtn import byte_steps
 from pochade.quant.select import Weight
 from pochade.quant.surgery import add_constant, drop, quantize_input, replace_linear
 
@@ -19,9 +19,7 @@ BIAS_INDEX = 6
 
 def rewrite(weight: Weight, moment: Moment) -> None:
     """Replace the readers of a float32 linear weight, a following bias Add included."""
-    low, high = min(0.0, float(moment.lowest.min())), max(0.0, float(moment.highest.max()))
-    scale = np.array((high - low) / 255 or 1.0, np.float32)
-    zero = np.array(np.clip(round(-low / float(scale)), 0, 255), np.uint8)
+    scale, zero = byte_steps(float(moment.lowest.min()), float(moment.highest.max()))
     codes, scales = add_channels(weight, None)
     constants = [
         add_constant(weight, "input_scale", scale, widen=False),
