@@ -43,9 +43,15 @@ def decoder_layer_bytes(config: CodecConfig) -> dict[str, int]:
     """Bytes per pixel of the layers kept at most: those of the last level's first residual block, or of a later one.
 
     Recomputing, a block keeps its input and its output; the first one has the layer before the up-sampling for input.
+    `per_pixel_convolved` is how much of that convolutions give, with nothing added: in the first block what is before
+    and between its convolutions, in later ones what is between them; the less, where the other block then needs more.
     """
     width, doubled = config.block_out_channels[:2]
-    return {"per_pixel": 4 * (doubled + 2 * width), "per_pixel_recomputed": 4 * max(doubled // 4 + width, 2 * width)}
+    return {
+        "per_pixel": 4 * (doubled + 2 * width),
+        "per_pixel_recomputed": 4 * max(doubled // 4 + width, 2 * width),
+        "per_pixel_convolved": 4 * min(doubled + width, 2 * doubled - width),
+    }
 
 
 def encode(net: StripGraph, image: ir.Value, config: CodecConfig, has_attention: bool = False) -> Layer:

@@ -10,7 +10,17 @@ from pathlib import Path
 import onnx_ir as ir
 
 from pochade.errors import UsageError
-from pochade.quant import attention, dynamic_int8, expand, gather, half_layers, int8_conv, nbits, static_int8
+from pochade.quant import (
+    attention,
+    dynamic_int8,
+    expand,
+    gather,
+    half_layers,
+    int8_conv,
+    int8_strips,
+    nbits,
+    static_int8,
+)
 from pochade.quant.fidelity import Call
 from pochade.quant.instrument import Instrument
 from pochade.quant.moments import Moment, input_moments
@@ -124,7 +134,7 @@ def quantize_component(
             REWRITES[weight.use, storage.kind](weight, storage)
     _rewrite_special(source, special, scheme, calls, progress)
     wide = [weight for weight, storage in decided if _is_measured(weight, storage)]
-    rounded = _rewrite_convolutions(source, wide, calls, scheme.conv)
+    rounded = _rewrite_convolutions(source, model, wide, calls, scheme.conv)
     decided = [
         (weight, scheme.conv if _is_measured(weight, storage) and weight.name not in rounded else storage)
         for weight, storage in decided
@@ -178,7 +188,7 @@ def _is_measured(weight: Weight, storage: Storage) -> bool:
 
 
 def _rewrite_convolutions(
-    source: Path, weights: Sequence[Weight], calls: Sequence[Call], otherwise: Storage
+    source: Path, model: ir.Model, weights: Sequence[Weight], calls: Sequence[Call], otherwise: Storage
 ) -> set[str]:
     """Let convolutions multiply 8-bit numbers as far as they ran in the calls, and keep the others as is said.
 
@@ -186,12 +196,13 @@ def _rewrite_convolutions(
         The names of the former.
     """
     ranges = int8_conv.measure_ranges(source, calls) if weights and calls else {}
+    measured = [weight for weight in weights if weight.name in ranges]
+    int8_conv.rewrite(model, measured, ranges)
+    int8_strips.rewrite(model)
     for weight in weights:
-        if weight.name in ranges:
-            int8_conv.rewrite(weight, ranges[weight.name])
-        elif otherwise.kind is not Kind.FLOAT:
+        if weight.name not in ranges and otherwise.kind is not Kind.FLOAT:
             expand.rewrite(weight, otherwise)
-    return {weight.name for weight in weights if weight.name in ranges}
+    return {weight.name for weight in measured}
 
 
 def _rewrite_special(

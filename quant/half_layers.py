@@ -2,7 +2,8 @@
 
 Graphs that compute strip by strip (`pochade.export.strips`) hold the output of a whole layer until the next one has
 read it; at 1024x1024 the largest take a gigabyte each. Scans give float16 instead, and whoever reads a strip of it
-widens that strip. Sums, statistics and products stay in float32.
+widens that strip. Sums, statistics and products stay in float32. A layer that is what a convolution of 8-bit numbers
+gives (`int8_conv`) is kept as it is, in 8 bits.
 
 Published codecs ask for float32 (`force_upcast`), since their layers may leave the range of float16. Numbers are
 therefore stored divided by `DIVISOR`, which costs them no precision: they reach two millions, and one of 0.002 still
@@ -16,7 +17,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from pochade.quant.surgery import register
+from pochade.quant.int8_strips import Codes, codes_of
+from pochade.quant.surgery import graphs_around, register
 
 DIVISOR = 32.0
 """A power of two, so that neither way rounds."""
@@ -30,6 +32,8 @@ TAKES = ("Gather", "Slice")
 def rewrite(model: ir.Model) -> int:
     """Narrow every float32 picture-like output of a Scan that is read strip by strip, inside of other Scans.
 
+    To be called after convolutions have become those of 8-bit numbers.
+
     Returns:
         How many there were.
     """
@@ -39,14 +43,16 @@ def rewrite(model: ir.Model) -> int:
         return 0
     down, up = (_constant(graph, name, value) for name, value in (("down", 1 / DIVISOR), ("up", DIVISOR)))
     for layer in layers:
+        codes = layer.codes()
+        for scan, index in layer.scans:
+            _narrow(scan.attributes["body"].as_graph(), index, down if codes is None else None)
         for value in layer.values:
-            if (scan := _scan(value)) is not None:
-                _narrow(scan.attributes["body"].as_graph(), scan.outputs.index(value), down)
-        for value in layer.values:
-            value.dtype = ir.DataType.FLOAT16
+            value.dtype = ir.DataType.FLOAT16 if codes is None else ir.DataType.UINT8
         for reader in layer.readers:
-            _widen(reader, up)
-    return sum(1 for layer in layers for value in layer.values if _scan(value) is not None)
+            _widen(reader, up, codes)
+    for node in (node for layer in layers for node in layer.empty):
+        _convert(node)
+    return sum(len(layer.scans) for layer in layers)
 
 
 class _Layer:
@@ -57,9 +63,23 @@ class _Layer:
         self.values = [first]
         self.readers: list[ir.Node] = []
         """Nodes in bodies of Scans, which take a strip or some rows."""
+        self.empty: list[ir.Node] = []
+        """Nodes that give no strip of another layer in its stead."""
         self.can_be_narrow = True
         for value in self.values:  # grows as it goes
             self._look_at(value)
+
+    @property
+    def scans(self) -> list[tuple[ir.Node, int]]:
+        """Scans that give it, and as which of their outputs."""
+        found = ((value.producer(), value) for value in self.values)
+        return [(node, node.outputs.index(value)) for node, value in found if node is not None and _is_scan(node)]
+
+    def codes(self) -> Codes | None:
+        """8-bit numbers that one of its Scans widens, if all of them do, and by the same scale and zero point."""
+        first, *others = (codes_of(_squeezed(_given(scan, index))) for scan, index in self.scans)
+        same = first is not None and all(codes is not None and codes[1:] == first[1:] for codes in others)
+        return first if same else None
 
     def _add(self, value: ir.Value) -> None:
         if value not in self.values:
@@ -70,18 +90,21 @@ class _Layer:
         if producer is None or value.shape is None or len(value.shape) != 4 or value.dtype is not ir.DataType.FLOAT:
             self.can_be_narrow = False
             return
-        if producer.op_type in COPIES and producer.inputs[0] is not None:
+        if _is_empty(producer):
+            self.empty.append(producer)
+        elif producer.op_type in COPIES and producer.inputs[0] is not None:
             self._add(producer.inputs[0])
         elif producer.op_type == "If":
             for name in ("then_branch", "else_branch"):
                 self._add(producer.attributes[name].as_graph().outputs[producer.outputs.index(value)])
-        elif producer.op_type != "Scan":
+        elif not _is_scan(producer):
             self.can_be_narrow = False
         for use in value.uses():
             if use.node.op_type in TAKES and self._owner(use.node.graph) == "Scan":
                 self.readers.append(use.node)
             elif use.node.op_type in COPIES and use.idx == 0:
-                self._add(use.node.outputs[0])
+                if not _is_empty(use.node):
+                    self._add(use.node.outputs[0])
             else:
                 self.can_be_narrow = False
         if value.is_graph_output():
@@ -99,9 +122,9 @@ class _Layer:
 def _layers(graph: ir.Graph) -> list[_Layer]:
     """What Scans give that is no mere row of numbers, in order."""
     layers: list[_Layer] = []
-    around = {body: node for node in graph.all_nodes() for body in _subgraphs(node)}
+    around = graphs_around(graph)
     for node in graph.all_nodes():
-        if node.op_type == "Scan":
+        if _is_scan(node):
             for value in node.outputs:
                 is_picture = value.shape is not None and len(value.shape) == 4
                 if is_picture and not any(value in layer.values for layer in layers):
@@ -109,43 +132,85 @@ def _layers(graph: ir.Graph) -> list[_Layer]:
     return layers
 
 
-def _scan(value: ir.Value) -> ir.Node | None:
-    producer = value.producer()
-    return producer if producer is not None and producer.op_type == "Scan" else None
+def _is_scan(node: ir.Node) -> bool:
+    return node.op_type == "Scan"
 
 
-def _subgraphs(node: ir.Node) -> list[ir.Graph]:
-    return [value.as_graph() for value in node.attributes.values() if value.type is ir.AttributeType.GRAPH]
+def _is_empty(node: ir.Node) -> bool:
+    """Whether a node takes no part of a layer, for a branch that has no use for it."""
+    ends = [None if value is None else value.const_value for value in node.inputs[1:3]]
+    return node.op_type == "Slice" and all(end is not None and end.numpy().tolist() == [0] for end in ends)
+
+
+def _given(scan: ir.Node, index: int) -> ir.Value:
+    """What the body of a Scan gives."""
+    return scan.attributes["body"].as_graph().outputs[index]
+
+
+def _squeezed(strip: ir.Value) -> ir.Value:
+    """A strip that a body gives, before it loses its first axis."""
+    node = strip.producer()
+    assert node is not None and node.inputs[0] is not None, f"{strip.name} is given as it came"
+    return node.inputs[0] if node.op_type == "Squeeze" else strip
 
 
 def _constant(graph: ir.Graph, name: str, number: float) -> ir.Value:
     return register(graph, ir.Tensor(np.array(number, np.float32), name=f"half_layers.{name}"))
 
 
-def _narrow(body: ir.Graph, index: int, down: ir.Value) -> None:
-    """Let a Scan's body give float16."""
+def _narrow(body: ir.Graph, index: int, down: ir.Value | None) -> None:
+    """Let a Scan's body give float16, or without a factor the 8-bit numbers that it would have widened."""
     exact = body.outputs[index]
-    nodes = _pair(f"{exact.name}.half", exact, ("Mul", [down]), ("Cast", []), ir.DataType.FLOAT16)
+    if down is not None:
+        nodes = _pair(f"{exact.name}.half", exact, ("Mul", [down]), ("Cast", []), ir.DataType.FLOAT16)
+        dtype = ir.DataType.FLOAT16
+    else:
+        squeeze, codes = exact.producer(), codes_of(_squeezed(exact))
+        assert squeeze is not None and codes is not None, f"{exact.name} is not widened"
+        nodes = [ir.node("Squeeze", [codes[0], *squeeze.inputs[1:]], name=f"{exact.name}.codes")]
+        nodes[0].outputs[0].name, dtype = nodes[0].name, ir.DataType.UINT8
     body.extend(nodes)
     narrow = nodes[-1].outputs[0]
-    narrow.shape, narrow.type = exact.shape, ir.TensorType(ir.DataType.FLOAT16)
+    narrow.shape, narrow.type = exact.shape, ir.TensorType(dtype)
     body.outputs[index] = narrow
 
 
-def _widen(taken: ir.Node, up: ir.Value) -> None:
+def _widen(taken: ir.Node, up: ir.Value, codes: Codes | None) -> None:
     """Give the readers of a strip float32; of what is cut from it, only that is widened."""
+    dtype = ir.DataType.FLOAT16 if codes is None else ir.DataType.UINT8
     last = taken
     while (following := _only_reader(last)) is not None and following.op_type in ("Slice", "Unsqueeze"):
-        last.outputs[0].dtype = ir.DataType.FLOAT16
+        last.outputs[0].dtype = dtype
         last = following
     strip = last.outputs[0]
-    strip.dtype = ir.DataType.FLOAT16
-    nodes = _pair(f"{strip.name}.wide", strip, ("Cast", []), ("Mul", [up]), ir.DataType.FLOAT)
+    strip.dtype = dtype
+    if codes is None:
+        nodes = _pair(f"{strip.name}.wide", strip, ("Cast", []), ("Mul", [up]), ir.DataType.FLOAT)
+    else:
+        nodes = [ir.node("DequantizeLinear", [strip, *codes[1:]], name=f"{strip.name}.wide")]
+        nodes[0].outputs[0].name = nodes[0].name
     wide = nodes[-1].outputs[0]
+    wide.shape, wide.dtype = strip.shape, ir.DataType.FLOAT
     strip.replace_all_uses_with(wide)
     nodes[0].replace_input_with(0, strip)
     assert last.graph is not None, f"node {last.name} belongs to no graph"
     last.graph.insert_after(last, nodes)
+
+
+def _convert(empty: ir.Node) -> None:
+    """Let no strip of one layer have the type of another one."""
+    result, source = empty.outputs[0], empty.inputs[0]
+    assert source is not None and source.dtype is not None and result.dtype is not None
+    if source.dtype is result.dtype:
+        return
+    assert empty.graph is not None
+    cast = ir.node("Cast", [result], {"to": int(result.dtype)}, name=f"{result.name}.cast")
+    value = cast.outputs[0]
+    value.name, value.shape, value.type = cast.name, result.shape, ir.TensorType(result.dtype)
+    result.replace_all_uses_with(value, replace_graph_outputs=True)
+    cast.replace_input_with(0, result)
+    result.dtype = source.dtype
+    empty.graph.insert_after(empty, cast)
 
 
 def _only_reader(node: ir.Node) -> ir.Node | None:

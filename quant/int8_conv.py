@@ -7,7 +7,9 @@ cut off beyond them. Weights have a scale for each output channel. The graphs co
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+import operator
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,10 +22,8 @@ from pochade.quant.rtn import byte_steps, channel_scales, round_channels
 from pochade.quant.scheme import Use
 from pochade.quant.select import Weight, find_weights
 from pochade.quant.streamed import Array, read
-from pochade.quant.surgery import add_constant, add_initializer, drop
+from pochade.quant.surgery import add_constant, add_initializer, drop, graphs_around
 from pochade.runtime.graph import GraphSession
-
-OPERATOR = "QLinearConv"
 
 MARGIN = 1.1
 """How much wider the ranges are than what was seen. Of a trained codec, measured on one picture, it left 46.2 dB of
@@ -70,32 +70,73 @@ def measure_ranges(path: Path, calls: Sequence[Call]) -> Mapping[str, Ranges]:
     return found
 
 
-def rewrite(weight: Weight, ranges: Ranges) -> None:
-    """Let every reader of a convolution's weight multiply 8-bit numbers.
+def rewrite(model: ir.Model, weights: Sequence[Weight], ranges: Mapping[str, Ranges]) -> None:
+    """Let every reader of convolutions' weights multiply 8-bit numbers.
 
     Args:
-        weight: read by Conv nodes.
-        ranges: of them all.
+        model: that they are of.
+        weights: read by Conv nodes in bodies of Scans.
+        ranges: by the weight's name.
     """
+    around = graphs_around(model.graph)
+    for group in _together(weights):
+        shared = functools.reduce(operator.or_, (ranges[weight.name] for weight in group))
+        x, y = (
+            [add_constant(group[0], f"{port}_{name}", array, widen=False) for name, array in _named(bounds)]
+            for port, bounds in (("input", shared.given), ("output", shared.result))
+        )
+        for weight in group:
+            _rewrite(weight, x, y, around)
+
+
+def _together(weights: Sequence[Weight]) -> list[list[Weight]]:
+    """Weights by the picture that their convolutions are parts of: it has one range, and so have they."""
+    groups: dict[Hashable, list[Weight]] = {}
+    for weight in weights:
+        uses = [use.node for node in weight.readers for use in node.outputs[0].uses()]
+        joined = all(node.op_type == "Concat" for node in uses)
+        groups.setdefault(frozenset(node.outputs[0] for node in uses) if joined else weight.name, []).append(weight)
+    return list(groups.values())
+
+
+def _rewrite(weight: Weight, x: Sequence[ir.Value], y: Sequence[ir.Value], around: Mapping[ir.Graph, ir.Node]) -> None:
+    """Let every reader of a weight take and give numbers of the scales and zero points x and y."""
     scales = channel_scales(read(weight.tensor), axis=0)
 
     def codes() -> Iterator[Array]:
         yield round_channels(read(weight.tensor), scales.reshape(-1, *[1] * (len(weight.shape) - 1)))
 
-    x_scale, x_zero = byte_steps(*(MARGIN * end for end in ranges.given))
-    y_scale, y_zero = byte_steps(*(MARGIN * end for end in ranges.result))
-    x = [add_constant(weight, f"input_{name}", array, widen=False) for name, array in _named(x_scale, x_zero)]
-    y = [add_constant(weight, f"output_{name}", array, widen=False) for name, array in _named(y_scale, y_zero)]
+    assert x[0].const_value is not None, f"the steps of what {weight.name} multiplies are computed"
+    steps = scales * x[0].const_value.numpy()
+    stored = add_initializer(weight, "int8", ir.DataType.INT8, weight.shape, codes)
     w = [
-        add_initializer(weight, "int8", ir.DataType.INT8, weight.shape, codes),
         add_constant(weight, "scales", scales, widen=False),
         add_constant(weight, "zeros", np.zeros(len(scales), np.int8), widen=False),
     ]
+    near: dict[ir.Graph, ir.Value] = {}
     for i, node in enumerate(weight.readers):
         bias = node.inputs[2] if len(node.inputs) > 2 else None
-        offset = [] if bias is None else [_offset(weight, i, bias, scales * x_scale)]
-        _replace(node, f"{weight.name}.conv{i}", x, [*w, *y, *offset], y)
+        offset = [] if bias is None else [_offset(weight, i, bias, steps)]
+        body = node.graph
+        home = around[body].graph if isinstance(body, ir.Graph) and body in around else weight.graph
+        assert isinstance(home, ir.Graph), f"node {node.name} belongs to no graph"
+        if home not in near:
+            near[home] = stored if home is weight.graph else _brought_near(weight, home, stored)
+        _replace(node, f"{weight.name}.conv{i}", x, [near[home], *w, *y, *offset], y)
     drop(weight)
+
+
+def _brought_near(weight: Weight, home: ir.Graph, stored: ir.Value) -> ir.Value:
+    """A weight that belongs to the graph right around the body that reads it, without a copy in the file.
+
+    ONNX Runtime packs a weight for its fast kernel when it opens the session, but looks for it no further than one
+    graph around a body. It folds this node there first.
+    """
+    name = f"{stored.name}.{home.name}"
+    shape = add_constant(weight, f"int8.{home.name}.shape", np.array(weight.shape), widen=False)
+    value = ir.Value(name=name, shape=stored.shape, type=ir.TensorType(ir.DataType.INT8))
+    home.insert_before(home[0], ir.node("Reshape", [stored, shape], outputs=[value], name=name))
+    return value
 
 
 def _replace(
@@ -110,7 +151,9 @@ def _replace(
         node,
         [
             ir.node("QuantizeLinear", [source, *x], outputs=[rounded], name=f"{name}.quantize"),
-            ir.Node("", OPERATOR, [rounded, *x, *operands], node.attributes.values(), outputs=[product], name=name),
+            ir.Node(
+                "", "QLinearConv", [rounded, *x, *operands], node.attributes.values(), outputs=[product], name=name
+            ),
         ],
     )
     node.op_type, node.name = "DequantizeLinear", f"{name}.dequantize"
@@ -120,7 +163,9 @@ def _replace(
         node.replace_input_with(i, value)
 
 
-def _named(scale: NDArray[np.float32], zero: NDArray[np.uint8]) -> Iterator[tuple[str, Array]]:
+def _named(bounds: Bounds) -> Iterator[tuple[str, Array]]:
+    """Scale and zero point of a range, a little wider."""
+    scale, zero = byte_steps(*(MARGIN * end for end in bounds))
     yield "scale", scale
     yield "zero", zero
 

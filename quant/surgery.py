@@ -20,6 +20,16 @@ def register(graph: ir.Graph, tensor: ir.TensorProtocol) -> ir.Value:
     return value
 
 
+def graphs_around(graph: ir.Graph) -> dict[ir.Graph, ir.Node]:
+    """The node that each graph inside of another one is the body or a branch of."""
+    return {body: node for node in graph.all_nodes() for body in subgraphs(node)}
+
+
+def subgraphs(node: ir.Node) -> list[ir.Graph]:
+    """Bodies and branches of a node."""
+    return [value.as_graph() for value in node.attributes.values() if value.type is ir.AttributeType.GRAPH]
+
+
 def add_initializer(
     weight: Weight, suffix: str, dtype: ir.DataType, shape: Sequence[int], chunks: Callable[[], Iterator[Array]]
 ) -> ir.Value:

@@ -34,7 +34,7 @@ class CodecMemory:
         if decoder.gpu is not None and takes_expanded(decoder, on_gpu):
             self._weights = decoder.gpu.weights
         # Strips are float32 whatever layers are kept in; beside products of 8-bit numbers there are rounded ones.
-        self._strips = 11 if (decoder.quantization or {}).get("int8_convolutions") else 4
+        self._strips = 16 if (decoder.quantization or {}).get("int8_convolutions") else 4
         self._recomputes = any(spec.name == "recompute" for spec in decoder.inputs)
         self._recomputed = memory["per_pixel_recomputed"] if self._recomputes else self._per_pixel
         self._factor, self._on_gpu = factor, on_gpu

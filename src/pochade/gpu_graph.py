@@ -124,6 +124,8 @@ def _replace_operators(model: ir.Model) -> int:
             _expand(node)
         elif node.op_type == "QLinearConv":
             _expand_convolution(node)
+        elif node.op_type == "DepthToSpace" and node.outputs[0].dtype is ir.DataType.UINT8:
+            _rearrange_floats(node)
         elif node.op_type == "MatMulNBits" and _can_split(node):
             _split_blocks(node)
         elif node.op_type == "ArgMax" and (ids := node.inputs[0]) is not None and ids.dtype is ir.DataType.INT64:
@@ -158,31 +160,42 @@ def _expand(product: ir.Node) -> None:
 
 
 def _expand_convolution(product: ir.Node) -> None:
-    """A convolution between QuantizeLinear and DequantizeLinear -> one of whole numbers with the expanded weight.
+    """A convolution of 8-bit numbers -> one of whole numbers between widening and rounding, with the expanded weight.
 
     Weight and bias are expanded by Cast and Mul, once for all bodies that read them and before any of them.
     """
-    rounded, x_scale, _, codes, scales, *_ = product.inputs
-    bias = product.inputs[8] if len(product.inputs) > 8 else None
-    assert rounded is not None and codes is not None and scales is not None, f"{product.name} is incomplete"
-    before = rounded.producer()
-    (after,) = (use.node for use in product.outputs[0].uses())
-    assert before is not None and after.op_type == "DequantizeLinear", f"{product.name} does not give floats"
-    main = codes.graph
-    assert isinstance(main, ir.Graph) and codes.shape is not None, f"{product.name} has no weight"
+    x, x_scale, x_zero, codes, scales, _, *steps = product.inputs
+    steps, bias = steps[:2], steps[2] if len(steps) > 2 else None
+    assert codes is not None and scales is not None, f"{product.name} is incomplete"
+    brought = codes.producer()
+    codes = codes if brought is None else brought.inputs[0]
+    assert codes is not None and isinstance(codes.graph, ir.Graph) and codes.shape is not None, "a weight is computed"
+    widened = ir.node("DequantizeLinear", [x, x_scale, x_zero], name=f"{product.name}.widened")
     column = [-1, *[1] * (len(codes.shape) - 1)]
-    inputs = [before.inputs[0], _scaled(main, codes, [scales], column)]
+    inputs: list[ir.Value | None] = [widened.outputs[0], _scaled(codes.graph, codes, [scales], column)]
     if bias is not None:
-        inputs.append(_scaled(main, bias, [scales, x_scale], [-1]))
-    result = after.outputs[0]
+        inputs.append(_scaled(codes.graph, bias, [scales, x_scale], [-1]))
     conv = ir.Node("", "Conv", inputs, product.attributes.values(), name=f"{product.name}.expanded")
-    value = conv.outputs[0]
-    value.name, value.shape, value.type = result.name, result.shape, result.type
-    result.name = f"{result.name}.rounded"
-    _home(after).insert_before(after, conv)
-    result.replace_all_uses_with(value, replace_graph_outputs=True)
-    for node in (after, product, before):
-        _home(node).remove(node, safe=True)
+    for node in (widened, conv):
+        node.outputs[0].name, node.outputs[0].dtype = node.name, ir.DataType.FLOAT
+    _home(product).insert_before(product, [widened, conv])
+    product.op_type, product.name = "QuantizeLinear", f"{product.name}.rounded"
+    product.attributes.clear()
+    product.resize_inputs(3)
+    for i, value in enumerate((conv.outputs[0], *steps)):
+        product.replace_input_with(i, value)
+
+
+def _rearrange_floats(node: ir.Node) -> None:
+    """Cards rearrange no 8-bit numbers."""
+    result, codes = node.outputs[0], node.inputs[0]
+    assert codes is not None, f"{node.name} is incomplete"
+    node.replace_input_with(0, _before(node, "Cast", [codes], ir.DataType.FLOAT, to=int(ir.DataType.FLOAT)))
+    narrow = ir.node("Cast", [result], {"to": int(ir.DataType.UINT8)}, name=f"{result.name}.narrow")
+    narrow.outputs[0].name, narrow.outputs[0].dtype = narrow.name, ir.DataType.UINT8
+    result.replace_all_uses_with(narrow.outputs[0], replace_graph_outputs=True)
+    narrow.replace_input_with(0, result)
+    _home(node).insert_after(node, narrow)
 
 
 def _scaled(main: ir.Graph, codes: ir.Value, factors: list[ir.Value | None], shape: list[int]) -> ir.Value:

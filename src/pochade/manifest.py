@@ -104,7 +104,8 @@ class Component:
     num_parameters: int
     memory: Mapping[str, int] | None = None
     """What planning needs to know, in bytes: `weights`, what an open session holds of them; `per_pixel` and
-    `per_pixel_recomputed`, of a codec, the layers kept at most while it works. None in bundles made before."""
+    `per_pixel_recomputed`, of a codec, the layers kept at most while it works; `per_pixel_convolved`, how much of the
+    first convolutions give, which may be kept in 8 bits. None in bundles made before."""
     lora: LoraGraph | None = None
     """None for a component that takes no LoRA."""
     gpu: GpuGraph | None = None
