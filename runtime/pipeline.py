@@ -22,6 +22,7 @@ from pochade.machine import usable_cores
 from pochade.runtime.arguments import check_number
 from pochade.runtime.lora import Lora, LoraNames, open_lora, stacked
 from pochade.runtime.memory import BARE_PROCESS, resident_memory, return_freed_memory
+from pochade.runtime.packed import PackedWeights
 from pochade.runtime.plan import Plan, Way, choose
 from pochade.runtime.providers import Device
 from pochade.runtime.session import ComponentSession, ComponentTimes, Observer, Stop
@@ -106,6 +107,8 @@ class Pipeline(ABC):
         self.plan: Plan | None = None
         """How the latest call keeps within the limit, known before it begins; None if the bundle tells too little."""
         self.observer: Observer | None = None
+        self.packed: PackedWeights | None = None
+        """Where weights are kept packed, for sessions on a CPU."""
         self._loras: list[Lora] = []
         self._stop = Stop()
         self._closed = False
@@ -302,7 +305,9 @@ class Pipeline(ABC):
         source = bundle or self.bundle
         lora = source.manifest.components[name].lora if source is self.bundle else None
         adapters = stacked(self._loras, name, lora.dtype) if lora is not None else {}
-        session = ComponentSession(source, name, self.device, self.threads, self._stop, self.observer, times, adapters)
+        session = ComponentSession(
+            source, name, self.device, self.threads, self._stop, self.observer, times, adapters, self.packed
+        )
         self._providers[called or name] = str(session.placement)
         try:
             yield session

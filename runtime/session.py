@@ -19,10 +19,14 @@ from pochade.bundle import Bundle, Component
 from pochade.errors import BundleInvalidError, CancelledError, DeviceUnavailableError, UsageError
 from pochade.machine import cpu_features
 from pochade.runtime.ort import ort
+from pochade.runtime.packed import PackedWeights, packed_key
 from pochade.runtime.placement import RECORD, Placement, placement
 from pochade.runtime.providers import Device
 
 Array = NDArray[Any]
+
+PACKED_BYTES = 100_000
+"""Weights from this size on are mapped from the data file of a packed graph."""
 
 Observer = Callable[[str, Mapping[str, Array], Mapping[str, Array]], None]
 """Told name, inputs and outputs of every component run, as arrays; calibration and scorecards listen this way."""
@@ -84,6 +88,7 @@ class ComponentSession:
         observer: Observer | None = None,
         times: ComponentTimes | None = None,
         adapters: Mapping[str, Array] | None = None,
+        packed: PackedWeights | None = None,
     ) -> None:
         start = time.perf_counter()
         self.component = bundle.manifest.components[name]
@@ -99,7 +104,10 @@ class ComponentSession:
         expanded = takes_expanded(self.component, device.on_gpu)
         path = bundle.component_path(name, adapted=bool(adapters), on_gpu=expanded)
         in_strips = any(spec.name == "strips" for spec in self.component.inputs)
-        self._session = _open(path, bundle.path, device, threads, in_strips)
+        if packed is None or device.on_gpu or adapters or not packed.is_worthwhile(bundle, name):
+            self._session = _open(path, bundle.path, device, threads, in_strips)
+        else:
+            self._session = _open_packed(path, bundle, name, device, threads, packed)
         # Where the graph wants its inputs: lengths stay on the host, which reads them, also beside a graphics card.
         self._homes = {
             port.name: info.name.lower()
@@ -246,8 +254,46 @@ def _saturates() -> bool:
     return not any("vnni" in name.lower() for name in cpu_features())
 
 
-def _open(path: Path, where: Path, device: Device, threads: int, in_strips: bool) -> Any:
+def _open_packed(path: Path, bundle: Bundle, name: str, device: Device, threads: int, packed: PackedWeights) -> Any:
+    """A session on packed weights, which are written first where they are not kept yet."""
+
+    def write(target: Path) -> None:
+        _open(path, bundle.path, device, threads, False, target)
+
+    key = packed_key(bundle, name, ort.__version__)
+    kept = packed.find(key) or packed.add(key, write)
+    if kept is not None:
+        try:
+            return _open(kept, bundle.path, device, threads, False)
+        except BundleInvalidError:
+            packed.drop(key)
+    return _open(path, bundle.path, device, threads, False)
+
+
+def _open(path: Path, where: Path, device: Device, threads: int, in_strips: bool, packed_to: Path | None = None) -> Any:
+    """A session.
+
+    Args:
+        path: of the graph.
+        where: bundle to name where it cannot be opened.
+        device: to run on.
+        threads: to run with.
+        in_strips: whether the graph computes strip by strip.
+        packed_to: where to write the graph with its weights as they are packed.
+
+    Raises:
+        BundleInvalidError: ONNX Runtime cannot open it, or cannot write what it should.
+    """
     options = ort.SessionOptions()
+    if packed_to is not None:
+        options.optimized_model_filepath = str(packed_to)
+        for key, value in (
+            ("optimized_model_external_initializers_file_name", f"{packed_to.name}.data"),
+            # Smaller ones stay in the graph: shape inference does not look into data files.
+            ("optimized_model_external_initializers_min_size_in_bytes", str(PACKED_BYTES)),
+            ("save_external_prepacked_constant_initializers", "1"),
+        ):
+            options.add_session_config_entry(f"session.{key}", value)
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     # A pattern is one block for all that is ever alive, made anew for every strip of a codec.

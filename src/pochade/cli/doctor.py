@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from pochade.bundle import Bundle
 from pochade.cli.options import add_json
 from pochade.cli.text import human_size, plural, table
 from pochade.errors import BundleError, DeviceUnavailableError
+from pochade.runtime.packed import PackedWeights, packed_folder
 
 _PACKAGES = ("numpy", "tokenizers", "pillow")
 # In every wheel, but it sends tensors to a server instead of computing anything here.
@@ -76,6 +78,9 @@ class Report:
     memory_total: int | None
     memory_available: int | None
     bundles: tuple[InstalledBundle, ...]
+    packed_folder: str
+    packed_bytes: int
+    """Of weights that are kept packed, see `load(packed_cache=)`."""
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -87,11 +92,14 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "what the processor can do, which bundles are installed. Ends with exit code 4 if nothing can be painted.",
     )
     add_json(parser, "the findings as JSON")
+    parser.add_argument("--clear-packed", action="store_true", help="first empty the cache of packed weights")
     parser.set_defaults(func=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Examine this installation and print the findings."""
+    if arguments.clear_packed:
+        print(f"removed {human_size(PackedWeights(0).clear())} of packed weights", file=sys.stderr)
     report = examine()
     print(json.dumps(asdict(report), ensure_ascii=False, indent=2) if arguments.json else "\n".join(_lines(report)))
     return 0 if report.ok else DeviceUnavailableError.exit_code
@@ -126,6 +134,8 @@ def examine() -> Report:
         memory_total=memory.total,
         memory_available=memory.available,
         bundles=bundles,
+        packed_folder=str(packed_folder()),
+        packed_bytes=PackedWeights(0).size,
     )
 
 
@@ -217,6 +227,10 @@ def _lines(report: Report) -> Iterator[str]:
     if not report.bundles:
         yield "  none installed"
     yield ""
+    if report.packed_bytes:
+        size = human_size(report.packed_bytes)
+        yield f"packed weights: {size} in {report.packed_folder} (--clear-packed removes them)"
+        yield ""
     devices = [provider.device for provider in report.providers if provider.loads and provider.device]
     yield f"ready to paint on {', '.join(devices)}" if report.ok else "not ready: no device works"
 

@@ -97,6 +97,9 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: all cores of this process)")
     parser.add_argument("--ram", help="most memory the program may take, e.g. 1G (default: no limit)")
+    parser.add_argument(
+        "--packed-cache", metavar="SIZE", help="disk for weights as the CPU multiplies them, to open faster next time"
+    )
     parser.add_argument("--vram", help="most memory of a card that it may take, e.g. 4G (default: no limit)")
     parser.add_argument(
         "--tiling",
@@ -123,6 +126,7 @@ def run(arguments: argparse.Namespace) -> int:
     _check_control(arguments)
     targets = _Targets(arguments.output, arguments.batch_count)
     limits = {"ram": arguments.ram, "vram": arguments.vram, "tiling": arguments.tiling}
+    limits["packed_cache"] = arguments.packed_cache
     limits["controlnets"] = arguments.controlnet or ()
     with pochade.load(arguments.model, device=arguments.device, threads=arguments.threads, **limits) as pipe:
         for path, scale in map(_lora, arguments.lora):
