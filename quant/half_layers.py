@@ -38,7 +38,8 @@ def rewrite(model: ir.Model) -> int:
         How many there were.
     """
     graph = model.graph
-    layers = [layer for layer in _layers(graph) if layer.can_be_narrow]
+    found = _layers(graph)
+    layers = [layer for layer in found if layer.can_be_narrow]
     if not layers:
         return 0
     down, up = (_constant(graph, name, value) for name, value in (("down", 1 / DIVISOR), ("up", DIVISOR)))
@@ -50,7 +51,7 @@ def rewrite(model: ir.Model) -> int:
             value.dtype = ir.DataType.FLOAT16 if codes is None else ir.DataType.UINT8
         for reader in layer.readers:
             _widen(reader, up, codes)
-    for node in (node for layer in layers for node in layer.empty):
+    for node in (node for layer in found for node in layer.empty):
         _convert(node)
     return sum(len(layer.scans) for layer in layers)
 

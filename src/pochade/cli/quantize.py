@@ -101,7 +101,7 @@ def add_scheme_options(parser: argparse.ArgumentParser) -> None:
         "--codec-products",
         type=int,
         choices=(8, 32),
-        help="bits of the numbers that the decoder multiplies (default: 8, less than half of the time of 32; with "
+        help="bits of the numbers that the decoder multiplies (default: 8, about a third of the time of 32; with "
         "--min-snr 32)",
     )
     parser.add_argument(
