@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pochade.bundle import Bundle
-from pochade.runtime.memory import peak_memory, return_freed_memory
+from pochade.runtime.heap import return_freed_memory
+from pochade.runtime.memory import peak_memory
 from pochade.runtime.pipeline import Pipeline
 from pochade.runtime.session import ComponentSession
 

@@ -1,8 +1,7 @@
-"""What the process has taken so far, and how it gives memory back."""
+"""What the process takes, and has taken so far."""
 
 from __future__ import annotations
 
-import ctypes
 import os
 import sys
 from pathlib import Path
@@ -25,14 +24,6 @@ def peak_memory() -> int | None:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def return_freed_memory() -> None:
-    """Give what is free on the heap back to the system, where the C library keeps it (glibc)."""
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # absent in musl, which keeps nothing
-        if trim is not None:
-            trim(0)
 
 
 def resident_memory() -> int | None:

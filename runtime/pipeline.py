@@ -20,8 +20,9 @@ from pochade.bundle import Bundle
 from pochade.errors import BundleInvalidError, UsageError
 from pochade.machine import usable_cores
 from pochade.runtime.arguments import check_number
+from pochade.runtime.heap import return_freed_memory
 from pochade.runtime.lora import Lora, LoraNames, open_lora, stacked
-from pochade.runtime.memory import BARE_PROCESS, resident_memory, return_freed_memory
+from pochade.runtime.memory import BARE_PROCESS, resident_memory
 from pochade.runtime.packed import PackedWeights
 from pochade.runtime.plan import Plan, Way, choose
 from pochade.runtime.providers import Device

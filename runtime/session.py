@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pochade.bundle import Bundle, Component
 from pochade.errors import BundleInvalidError, CancelledError, DeviceUnavailableError, UsageError
 from pochade.machine import cpu_features
+from pochade.runtime.heap import return_memory_of_thread
 from pochade.runtime.ort import ort
 from pochade.runtime.packed import PackedWeights, packed_key
 from pochade.runtime.placement import RECORD, Placement, placement
@@ -163,8 +164,10 @@ class ComponentSession:
 
     def close(self) -> None:
         """Give the memory back."""
-        self._runner.shutdown(wait=True)
         del self._session
+        # What runs took from the heap of the thread they ran in.
+        self._runner.submit(return_memory_of_thread)
+        self._runner.shutdown(wait=True)
 
     def _run(self, binding: Any) -> None:
         options = ort.RunOptions()

@@ -1,0 +1,57 @@
+"""What glibc does with memory that is free again; other C libraries are left as they are."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import sys
+from typing import Any
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_STRIPS = 20 << 20
+"""Bytes of the largest blocks that are taken from the heap, and how much of it is kept when free: strips of a codec
+have 8 or 16 MB. With more, 32 MB and 64 MB kept, decoding takes a tenth less time and 80 MB more."""
+_SMALL = 128 << 10
+"""A block that is worth looking at what else is free, when it is."""
+
+
+def set_up_heap() -> None:
+    """Have whole layers mapped, which go back to the system once they are freed, and strips kept in the heap.
+
+    glibc's threshold otherwise grows with the largest block freed, and gigabytes stay with the process. With one of a
+    megabyte every strip was made of fresh pages: half of a decoder's time.
+    """
+    if (library := _glibc()) is not None:
+        library.mallopt(_M_MMAP_THRESHOLD, _STRIPS)
+        library.mallopt(_M_TRIM_THRESHOLD, _STRIPS)
+
+
+def return_freed_memory() -> None:
+    """Give what is free on the heap back to the system."""
+    if (library := _glibc()) is not None:
+        library.malloc_trim(0)
+
+
+def return_memory_of_thread() -> None:
+    """Give the free end of this thread's own heap back to the system, which `return_freed_memory` leaves.
+
+    Every thread has a heap of its own, and one heap for all of them would break into holes: decoding 1024x1024 took 0.3
+    of 1.0 GB more.
+    """
+    if (library := _glibc()) is not None:
+        library.mallopt(_M_TRIM_THRESHOLD, _SMALL)
+        library.free(library.malloc(_SMALL))
+        library.mallopt(_M_TRIM_THRESHOLD, _STRIPS)
+
+
+@functools.cache
+def _glibc() -> Any:
+    """The C library, None if it is another one."""
+    if sys.platform != "linux":
+        return None
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "mallopt"):  # musl returns large blocks anyway
+        return None
+    library.malloc.restype, library.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    library.free.restype, library.free.argtypes = None, [ctypes.c_void_p]
+    return library
