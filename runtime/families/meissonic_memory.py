@@ -18,6 +18,8 @@ FLOAT = 4
 HEAD_CHUNK = 512
 """Cells that the sampler computes logits of at a time; pochade.export.sampler has the same number."""
 
+ROUNDED_ATTENTION = 30_000_000
+"""Bytes of scores and of constants where attention multiplies 8-bit numbers."""
 
 GPU_TENSORS, GPU_TENSORS_EXPANDED = 7, 11
 """Layers of one cell's width that there are at a time on a card; more where products expand their weights before."""
@@ -39,6 +41,7 @@ class MemoryModel:
         outputs = {spec.name: spec.shape for spec in components["condition"].outputs}
         self._dim = int(outputs["context"][2])
         self._rows = int(outputs["modulation"][2])
+        self._rounded = bool((components["transformer"].quantization or {}).get("int8_attentions"))
         self._codes = components["sampler"].num_parameters // self._dim
         self._blocks = components["transformer"].precision not in ("fp32", "fp16", "int8")
         self._noise = any(spec.name == "noise" for spec in components["transformer"].inputs)
@@ -87,7 +90,8 @@ class MemoryModel:
         tensors = (11.5 if self._noise else 10.5) + (7 if work.adapters else 0)
         cells = tensors * work.rows * work.columns * self._dim
         logits = 4.5 * HEAD_CHUNK * self._codes
-        return int(weights + (cells + logits) * FLOAT + work.adapters)
+        attention = ROUNDED_ATTENTION if self._rounded else 0
+        return int(weights + (cells + logits) * FLOAT + attention + work.adapters)
 
     def _gpu_loop(self, work: Workload) -> int:
         """The same on a card."""
