@@ -46,7 +46,7 @@ def load(
         tiling: how the codec works, see `Tiling`.
         packed_cache: disk to keep weights on as ONNX Runtime packs them, bytes or a size such as "4G", so that models
             open in a fraction of the time the next time on a CPU (`pochade.runtime.packed`); None for none. It is
-            twice the size of the model's files.
+            twice the size of the model's files. Under a limit of memory only what is there is used: writing takes more.
         controlnets: bundles of ControlNets, folders or installed names, for models that can follow a picture.
 
     Raises:
@@ -74,7 +74,8 @@ def load(
         chosen = replace(chosen, note=chosen.note or "there is no card that vram could be a limit of")
     chosen = replace(chosen, memory_limit=limits["vram"])
     pipeline = family(bundle, chosen, threads, limits[own], tiling)
-    pipeline.packed = None if limits["packed_cache"] is None else PackedWeights(limits["packed_cache"])
+    if limits["packed_cache"] is not None:
+        pipeline.packed = PackedWeights(limits["packed_cache"], adds=limits[own] is None)
     for net, kind in nets:
         pipeline.add_controlnet(kind(net, chosen, threads))
     return pipeline

@@ -45,14 +45,15 @@ class PackedWeights:
     Several processes may use one folder: what is there is complete, since it gets its name when it is.
     """
 
-    def __init__(self, limit: int, folder: Path | None = None) -> None:
+    def __init__(self, limit: int, folder: Path | None = None, adds: bool = True) -> None:
         """Begin.
 
         Args:
             limit: bytes that the folder may hold.
             folder: None for that of the user, see `packed_folder`.
+            adds: whether anything is written; to pack weights takes half as much memory again as to open them.
         """
-        self.limit = limit
+        self.limit, self.adds = limit, adds
         self.folder = folder or packed_folder()
 
     def is_worthwhile(self, bundle: Bundle, name: str) -> bool:
@@ -77,12 +78,14 @@ class PackedWeights:
         return None
 
     def add(self, key: str, write: Callable[[Path], None]) -> Path | None:
-        """Keep a graph and drop what was not used for longest; None where it could not be written.
+        """Keep a graph and drop what was not used for longest; None where it could not, or should not, be written.
 
         Args:
             key: from `packed_key`.
             write: writes the graph at a path, its data files beside it; what it raises ends the attempt.
         """
+        if not self.adds:
+            return None
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             unfinished = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=self.folder))

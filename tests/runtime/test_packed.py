@@ -127,6 +127,16 @@ def test_models_beyond_the_limit_are_left_alone(home: Path) -> None:
     assert not (home / "packed").exists()
 
 
+def test_under_a_limit_of_memory_nothing_is_packed_but_what_is_there_is_used(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, _ = painted(packed_cache="1G", ram="4G")
+    assert not (home / "packed").exists()
+    painted(packed_cache="1G")
+    monkeypatch.setattr(PackedWeights, "add", lambda *_: pytest.fail("something was packed"))
+    assert (painted(packed_cache="1G", ram="4G")[0] == expected).all()
+
+
 def test_keys_tell_processors_and_versions_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     with pochade.load("starter", device="cpu") as pipe:
         bundle = pipe.bundle
