@@ -17,7 +17,6 @@ from pochade.bundle import Bundle
 from pochade.cli.options import add_json
 from pochade.cli.text import human_size, plural, table
 from pochade.errors import BundleError, DeviceUnavailableError
-from pochade.runtime.packed import PackedWeights, packed_folder
 
 _PACKAGES = ("numpy", "tokenizers", "pillow")
 # In every wheel, but it sends tensors to a server instead of computing anything here.
@@ -99,6 +98,8 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(arguments: argparse.Namespace) -> int:
     """Examine this installation and print the findings."""
     if arguments.clear_packed:
+        from pochade.runtime.packed import PackedWeights
+
         print(f"removed {human_size(PackedWeights(0).clear())} of packed weights", file=sys.stderr)
     report = examine()
     print(json.dumps(asdict(report), ensure_ascii=False, indent=2) if arguments.json else "\n".join(_lines(report)))
@@ -107,6 +108,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def examine() -> Report:
     """What there is to know about this installation."""
+    from pochade.runtime.packed import PackedWeights, packed_folder
+
     try:
         from pochade.runtime.ort import ort
     except Exception as error:  # half-installed wheels fail in many ways, and a doctor must survive them all
