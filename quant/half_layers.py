@@ -18,7 +18,7 @@ import numpy as np
 import onnx_ir as ir
 
 from pochade.quant.int8_strips import Codes, codes_of
-from pochade.quant.surgery import graphs_around, register
+from pochade.quant.surgery import graphs_around, hand_on, register
 
 DIVISOR = 32.0
 """A power of two, so that neither way rounds."""
@@ -192,8 +192,7 @@ def _widen(taken: ir.Node, up: ir.Value, codes: Codes | None) -> None:
         nodes[0].outputs[0].name = nodes[0].name
     wide = nodes[-1].outputs[0]
     wide.shape, wide.dtype = strip.shape, ir.DataType.FLOAT
-    strip.replace_all_uses_with(wide)
-    nodes[0].replace_input_with(0, strip)
+    hand_on(strip, nodes[0], wide)
     assert last.graph is not None, f"node {last.name} belongs to no graph"
     last.graph.insert_after(last, nodes)
 
@@ -208,8 +207,7 @@ def _convert(empty: ir.Node) -> None:
     cast = ir.node("Cast", [result], {"to": int(result.dtype)}, name=f"{result.name}.cast")
     value = cast.outputs[0]
     value.name, value.shape, value.type = cast.name, result.shape, ir.TensorType(result.dtype)
-    result.replace_all_uses_with(value, replace_graph_outputs=True)
-    cast.replace_input_with(0, result)
+    hand_on(result, cast, value)
     result.dtype = source.dtype
     empty.graph.insert_after(empty, cast)
 

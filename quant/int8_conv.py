@@ -197,13 +197,13 @@ def _watch(model: ir.Model) -> Iterator[tuple[str, str]]:
     Yields:
         The name of such an output, and that of the convolution's weight.
     """
-    around = {node.attributes["body"].as_graph(): node for node in model.graph if node.op_type == "Scan"}
+    around = graphs_around(model.graph)
     for weight in find_weights(model):
         if weight.use is not Use.CONV:
             continue
         for i, node in enumerate(weight.readers):
             scan = around.get(node.graph) if isinstance(node.graph, ir.Graph) else None
-            if scan is not None:
+            if scan is not None and scan.op_type == "Scan":
                 name = f"{weight.name}.bounds{i}"
                 _tell(scan, node, name)
                 model.graph.outputs.append(scan.outputs[-1])

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from pochade.quant.surgery import subgraphs
+from pochade.quant.surgery import hand_on, subgraphs
 
 ROWS = 2
 """Axis along which strips are cut and joined."""
@@ -89,8 +89,7 @@ def _widen_later(body: ir.Graph) -> bool:
             node.replace_input_with(index, codes)
         result = node.outputs[0]
         last = _node("DequantizeLinear", [result, *widened[0][1:]], f"{result.name}.wide", result.shape)
-        result.replace_all_uses_with(last.outputs[0], replace_graph_outputs=True)
-        last.replace_input_with(0, result)
+        hand_on(result, last, last.outputs[0])
         result.dtype = ir.DataType.UINT8
         body.insert_after(node, last)
         for producer in producers:
@@ -121,8 +120,7 @@ def _measure_in_one_pass(body: ir.Graph) -> None:
         # Rounding could leave a flat channel a little below zero.
         kept = _node("Relu", [less.outputs[0]], f"{spread.name}.variance", spread.shape)
         body.extend([squared, less, kept])
-        spread.replace_all_uses_with(kept.outputs[0], replace_graph_outputs=True)
-        less.replace_input_with(0, spread)
+        hand_on(spread, less, kept.outputs[0])
         body.remove(apart, safe=True)
 
 

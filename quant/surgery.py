@@ -37,6 +37,18 @@ def add_initializer(
     return register(weight.graph, StreamedTensor(f"{weight.name}.{suffix}", dtype, shape, chunks))
 
 
+def hand_on(value: ir.Value, reader: ir.Node, result: ir.Value) -> None:
+    """Let all readers of a value read another one that is made of it, but the node that makes it.
+
+    Args:
+        value: as it was; it may be an output of its graph.
+        reader: goes on to read it, as its first input.
+        result: of that node or of one behind it.
+    """
+    value.replace_all_uses_with(result, replace_graph_outputs=True)
+    reader.replace_input_with(0, value)
+
+
 def drop(weight: Weight) -> None:
     """Remove the initializer of a weight that nothing reads any more, and the Cast that widened it."""
     assert not weight.source.uses(), f"{weight.name} is still read"
@@ -183,8 +195,7 @@ def add_branch(weight: Weight, products: Sequence[ir.Node], down: ir.Value, up: 
             node.outputs[0].dtype = weight.dtype
         graph.insert_after(product, [thin, wide, total])
         # All readers but the sum itself, the graph's own outputs included.
-        output.replace_all_uses_with(total.outputs[0], replace_graph_outputs=True)
-        total.replace_input_with(0, output)
+        hand_on(output, total, total.outputs[0])
         # What reads the layer, now or later, finds the sum under the layer's name.
         output.name, total.outputs[0].name = f"{name}.product", output.name
         total.outputs[0].shape = output.shape

@@ -21,6 +21,7 @@ from pochade.bundle import Bundle
 from pochade.machine import cpu_features, cpu_model
 from pochade.manifest import FileEntry
 from pochade.runtime.locate import models_folder
+from pochade.runtime.strips import computes_in_strips
 
 WORTHWHILE = 64_000_000
 """Bytes of files below which a component is opened in a blink anyway."""
@@ -61,7 +62,7 @@ class PackedWeights:
 
         What computes in strips has its largest weights in bodies, which are packed anew all the same.
         """
-        if any(spec.name == "strips" for spec in bundle.manifest.components[name].inputs):
+        if computes_in_strips(bundle.manifest.components[name]):
             return False
         size = sum(entry.size for entry in _files(bundle, name))
         return size >= WORTHWHILE and GROWTH * size <= self.limit

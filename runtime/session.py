@@ -23,6 +23,7 @@ from pochade.runtime.ort import ort
 from pochade.runtime.packed import PackedWeights, packed_key
 from pochade.runtime.placement import RECORD, Placement, placement
 from pochade.runtime.providers import Device
+from pochade.runtime.strips import computes_in_strips
 
 Array = NDArray[Any]
 
@@ -104,7 +105,7 @@ class ComponentSession:
             )
         expanded = takes_expanded(self.component, device.on_gpu)
         path = bundle.component_path(name, adapted=bool(adapters), on_gpu=expanded)
-        in_strips = any(spec.name == "strips" for spec in self.component.inputs)
+        in_strips = computes_in_strips(self.component)
         if packed is None or device.on_gpu or adapters or not packed.is_worthwhile(bundle, name):
             self._session = _open(path, bundle.path, device, threads, in_strips)
         else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pochade.manifest import Component
+
 STRIP_PIXELS = 16_384
 """Of a picture at a time: a layer of 128 channels then has strips of 8 MB, which caches hold."""
 
@@ -22,3 +24,8 @@ def strip_count(rows: int, columns: int, factor: int, on_gpu: bool = False) -> i
     counts = [count for count in range(1, rows + 1) if rows % count == 0]
     fit = (count for count in counts if rows // count * columns * factor * factor <= pixels)
     return next(fit, rows)
+
+
+def computes_in_strips(component: Component) -> bool:
+    """Whether a component's graph is told how many strips to compute in."""
+    return any(spec.name == "strips" for spec in component.inputs)

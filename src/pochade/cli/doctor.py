@@ -108,8 +108,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def examine() -> Report:
     """What there is to know about this installation."""
-    from pochade.runtime.packed import PackedWeights, packed_folder
+    from pochade.runtime.packed import PackedWeights
 
+    packed = PackedWeights(0)
     try:
         from pochade.runtime.ort import ort
     except Exception as error:  # half-installed wheels fail in many ways, and a doctor must survive them all
@@ -137,8 +138,8 @@ def examine() -> Report:
         memory_total=memory.total,
         memory_available=memory.available,
         bundles=bundles,
-        packed_folder=str(packed_folder()),
-        packed_bytes=PackedWeights(0).size,
+        packed_folder=str(packed.folder),
+        packed_bytes=packed.size,
     )
 
 
