@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pochade.benchmarks.machine_card import machine_card
+from pochade.component import LoraGraph
 from pochade.errors import UsageError
-from pochade.manifest import LoraGraph
 from pochade.quant.fidelity import Recorder, open_pipeline
 from pochade.quant.trial import typical_prompts
 from pochade.runtime.pipeline import Pipeline

@@ -43,9 +43,9 @@ class PhasePeaks:
 
     @contextlib.contextmanager
     def _watched(
-        self, name: str, bundle: Bundle | None = None, called: str | None = None
+        self, name: str, bundle: Bundle | None = None, called: str | None = None, expanded: bool = False
     ) -> Iterator[ComponentSession]:
-        with self._open(name, bundle, called) as session:
+        with self._open(name, bundle, called, expanded) as session:
             yield session
         phase, peak = PHASES.get(name, name), peak_memory() or 0
         self.peaks[phase] = max(self.peaks.get(phase, 0), peak)

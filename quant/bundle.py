@@ -12,12 +12,13 @@ from typing import Any
 import onnx_ir as ir
 
 from pochade.bundle import Bundle, BundleWriter, Component, Manifest
+from pochade.component import LoraGraph
 from pochade.errors import InputRefusedError, OutputError, UsageError
 from pochade.gpu_graph import with_gpu_graphs
 from pochade.lora_graph import find_sites, save_lora_graph
-from pochade.manifest import LoraGraph
 from pochade.quant.component import ComponentReport, quantize_component
 from pochade.quant.fidelity import Call, Progress
+from pochade.quant.int8_graph import with_int8_graphs
 from pochade.quant.scheme import Scheme
 from pochade.quant.scorecard import Scorecard
 from pochade.quant.search import Goal, Search, folder_size, read_recipe, write_recipe
@@ -170,7 +171,8 @@ def _quantized(
         lora=_lora(bundle, component, path),
         gpu=None,
     )
-    return with_gpu_graphs(quantized, folder, component.gpu.dtype if component.gpu is not None else "float32")
+    dtype = component.gpu.dtype if component.gpu is not None else "float32"
+    return with_int8_graphs(with_gpu_graphs(quantized, folder, dtype), folder, scheme)
 
 
 def _lora(bundle: Bundle, component: Component, path: Path) -> LoraGraph | None:

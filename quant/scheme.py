@@ -335,6 +335,10 @@ class Scheme:
             "wide_convs": list(self.wide_convs),
         }
 
+    def is_spiky(self, path: str) -> bool:
+        """Whether the linear layer of the weight at `path` must not be given inputs of one scale."""
+        return _matches(self.spiky_layers, path)
+
     def _without_spikes(self, path: str, storage: Storage) -> Storage:
         """The storage, or blocks where its rounding of activations would not do."""
         one_scale = storage.kind in (Kind.DYNAMIC, Kind.STATIC)

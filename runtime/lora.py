@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pochade.bundle import Bundle
+from pochade.component import AdaptedLayer
 from pochade.errors import InputRefusedError, UsageError
-from pochade.manifest import AdaptedLayer
 from pochade.runtime.lora_file import LoraFile, LowRank
 
 SHOWN = 3

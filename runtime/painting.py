@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pochade import __version__
+from pochade.runtime.expanded import Expand, resolve_expand
 from pochade.runtime.image import to_image
 from pochade.runtime.memory import peak_memory
 from pochade.runtime.pipeline import Pipeline, Result, Tiling
@@ -61,6 +62,8 @@ class MemoryModel(Protocol):
 class PaintingPipeline(Pipeline, Generic[R]):
     """A pipeline whose steps leave something on a grid, tokens or latents, that a codec decodes to a picture."""
 
+    denoiser: ClassVar = "transformer"
+    """Component that runs on every step."""
     decoder: ClassVar[str]
     """Component that makes pictures."""
     decoder_input: ClassVar[str]
@@ -84,8 +87,15 @@ class PaintingPipeline(Pipeline, Generic[R]):
             images=len(request.prompts),
             adapters=max(self._adapter_bytes(name) for name in self.components),
             encodes=encodes,
+            expand=self._expand(request),
         )
         return self._plan(None if memory is None else partial(memory.ways, work, self.tiling))
+
+    def _expand(self, request: R) -> Expand:
+        """Whether the weights of the transformer may or must be expanded."""
+        name, passes = self.denoiser, (2 if request.guided else 1) * request.num_inference_steps * len(request.prompts)
+        adapted = self._adapter_bytes(name) > 0
+        return resolve_expand(self.expand, self.bundle.manifest.components[name], adapted, self.device, passes)
 
     def _result(self, request: R, finished: Sequence[NDArray[Any]], notes: Sequence[str], start: float) -> Result:
         """Decoded pictures, and how they were made.
@@ -126,6 +136,11 @@ class PaintingPipeline(Pipeline, Generic[R]):
         image.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
         return image
 
+    @property
+    def _is_expanded(self) -> bool:
+        """Whether the transformer of the present call computes with expanded weights."""
+        return self._way("denoise").expanded
+
     def _picture(self, decoder: ComponentSession, state: NDArray[Any]) -> Image.Image:
         rows, columns = state.shape[-2:]
         count = strip_count(rows, columns, self._factor, self.device.on_gpu) if self.tiling != "off" else 1
@@ -153,5 +168,6 @@ class PaintingPipeline(Pipeline, Generic[R]):
             "bundle_sha256": self.bundle.digest,
             "device": self.device.name,
             "version": __version__,
+            **({"expanded": True} if self._is_expanded else {}),
             **self._lora_settings(),
         }

@@ -20,6 +20,7 @@ from pochade.bundle import Bundle
 from pochade.errors import BundleInvalidError, UsageError
 from pochade.machine import usable_cores
 from pochade.runtime.arguments import check_number
+from pochade.runtime.expanded import Expand
 from pochade.runtime.heap import return_freed_memory
 from pochade.runtime.lora import Lora, LoraNames, open_lora, stacked
 from pochade.runtime.memory import BARE_PROCESS, resident_memory
@@ -105,6 +106,8 @@ class Pipeline(ABC):
         self.memory_limit = memory_limit
         """Bytes that calls are planned for: of this process on a CPU, else of the card."""
         self.tiling = tiling
+        self.expand: Expand = "auto"
+        """Whether weights of few bits are expanded to 8 bits a number."""
         self.plan: Plan | None = None
         """How the latest call keeps within the limit, known before it begins; None if the bundle tells too little."""
         self.observer: Observer | None = None
@@ -298,8 +301,17 @@ class Pipeline(ABC):
             self._timings[phase] = self._timings.get(phase, 0.0) + time.perf_counter() - start
 
     @contextlib.contextmanager
-    def _open(self, name: str, bundle: Bundle | None = None, called: str | None = None) -> Iterator[ComponentSession]:
-        """A session of a component, of another bundle if one is given, told of under the name `called`."""
+    def _open(
+        self, name: str, bundle: Bundle | None = None, called: str | None = None, expanded: bool = False
+    ) -> Iterator[ComponentSession]:
+        """A session of a component.
+
+        Args:
+            name: of the component.
+            bundle: another one, if it is not the pipeline's.
+            called: what it is told of as, if that is not its name.
+            expanded: compute with weights that are expanded to 8 bits.
+        """
         # What earlier phases freed in small pieces; up to 30 MB below the weights to come.
         return_freed_memory()
         times = self._components.setdefault(called or name, ComponentTimes())
@@ -307,7 +319,7 @@ class Pipeline(ABC):
         lora = source.manifest.components[name].lora if source is self.bundle else None
         adapters = stacked(self._loras, name, lora.dtype) if lora is not None else {}
         session = ComponentSession(
-            source, name, self.device, self.threads, self._stop, self.observer, times, adapters, self.packed
+            source, name, self.device, self.threads, self._stop, self.observer, times, adapters, self.packed, expanded
         )
         self._providers[called or name] = str(session.placement)
         try:

@@ -29,6 +29,8 @@ class Workload:
     """Bytes of the changes of the component that has most of them."""
     encodes: bool = False
     """Whether it begins with a picture or follows one."""
+    expand: str = "off"
+    """Whether weights of few bits may or must be expanded, see `pochade.runtime.expanded`."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +41,14 @@ class Way:
     """Bytes that the whole process takes at most meanwhile, predicted."""
     recompute: bool = False
     """Compute the codec's largest layers again instead of keeping them."""
+    expanded: bool = False
+    """Expand weights of few bits to 8 bits a number."""
 
     @property
     def means(self) -> str:
-        """What is done to save memory."""
+        """What is done to save memory or, with some of it, time."""
+        if self.expanded:
+            return "weights are expanded to 8 bits"
         return "the codec computes its largest layers twice" if self.recompute else ""
 
 
@@ -67,6 +73,11 @@ class Plan:
         for name, way in self.phases.items():
             rows.append(f"  {name:10}{show_bytes(way.peak):>9}" + (f"  {way.means}" if way.means else ""))
         return rows
+
+
+def expansions(work: Workload) -> list[bool]:
+    """Whether weights are expanded, in the order to be tried."""
+    return {"auto": [True, False], "on": [True], "off": [False]}[work.expand]
 
 
 def choose(phases: Mapping[str, Sequence[Way]], budget: int | None) -> Plan:

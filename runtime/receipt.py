@@ -13,6 +13,7 @@ from PIL import Image
 
 from pochade.bundle import Bundle
 from pochade.errors import BundleInvalidError, InputRefusedError, UsageError
+from pochade.runtime.expanded import Expand
 from pochade.runtime.image import MAX_PIXELS, METADATA_KEY
 from pochade.runtime.loading import load
 from pochade.runtime.locate import resolve
@@ -71,7 +72,9 @@ def _paint(
         prompt = settings.get("prompt")
         if not isinstance(prompt, str):
             raise UsageError("they hold no prompt")
-        with load(folder, device=device) as pipe:
+        # Expanded weights round otherwise, by a hair.
+        expand: Expand = "on" if settings.get("expanded") is True else "off"
+        with load(folder, device=device, expand=expand) as pipe:
             return pipe(prompt, callback_on_step_end=on_step, **pipe.read_settings(settings))
     except (UsageError, TypeError) as error:
         raise InputRefusedError(str(path), [f"its settings cannot be used: {error}"]) from None

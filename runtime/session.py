@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import platform
 import time
 import weakref
 from collections.abc import Callable, Mapping
@@ -17,7 +15,8 @@ from numpy.typing import NDArray
 
 from pochade.bundle import Bundle, Component
 from pochade.errors import BundleInvalidError, CancelledError, DeviceUnavailableError, UsageError
-from pochade.machine import cpu_features
+from pochade.machine import saturates
+from pochade.runtime.expanded import expanded_weights
 from pochade.runtime.heap import return_memory_of_thread
 from pochade.runtime.ort import ort
 from pochade.runtime.packed import PackedWeights, packed_key
@@ -91,22 +90,45 @@ class ComponentSession:
         times: ComponentTimes | None = None,
         adapters: Mapping[str, Array] | None = None,
         packed: PackedWeights | None = None,
+        expanded: bool = False,
     ) -> None:
+        """Open it.
+
+        Args:
+            bundle: that it is of.
+            name: of the component.
+            device: to run on.
+            threads: to run with.
+            stop: by which a run can be ended.
+            observer: told of every run.
+            times: added to.
+            adapters: low-rank changes by the names of the inputs that take them.
+            packed: where packed weights are kept.
+            expanded: compute with its weights expanded to 8 bits a number, which it must be able to.
+        """
         start = time.perf_counter()
         self.component = bundle.manifest.components[name]
         self.device = device
         self._stop = stop
         self._observer = observer
         self._times = ComponentTimes() if times is None else times
-        if not device.on_gpu and _saturates() and (self.component.quantization or {}).get("int8_attentions"):
+        if not device.on_gpu and saturates() and (self.component.quantization or {}).get("int8_attentions"):
             raise DeviceUnavailableError(
                 f"{name} multiplies 8-bit numbers in its attention, which needs a processor with VNNI; take a bundle "
                 "quantized without --int8-attention"
             )
-        expanded = takes_expanded(self.component, device.on_gpu)
-        path = bundle.component_path(name, adapted=bool(adapters), on_gpu=expanded)
+        in_floats = takes_expanded(self.component, device.on_gpu)
+        path = bundle.component_path(name, adapted=bool(adapters), on_gpu=in_floats)
         in_strips = computes_in_strips(self.component)
-        if packed is None or device.on_gpu or adapters or not packed.is_worthwhile(bundle, name):
+        given = dict(adapters or {})
+        if expanded:
+            graph = self.component.variant(bool(adapters)).int8
+            assert graph is not None, f"{name} has nothing to expand"
+            options = ort.RunOptions()
+            stop.guard(options)
+            given |= expanded_weights(bundle.path, graph, threads, options)
+            self._session = _open(bundle.path / graph.file, bundle.path, device, threads, in_strips)
+        elif packed is None or device.on_gpu or adapters or not packed.is_worthwhile(bundle, name):
             self._session = _open(path, bundle.path, device, threads, in_strips)
         else:
             self._session = _open_packed(path, bundle, name, device, threads, packed)
@@ -115,8 +137,11 @@ class ComponentSession:
             port.name: info.name.lower()
             for port, info in zip(self._session.get_inputs(), self._session.get_input_memory_infos(), strict=True)
         }
-        # Inputs that stay the same; bound as values, since run_with_iobinding ignores ONNX Runtime's own adapters.
-        self._adapters = {name: _value(array, device.name) for name, array in (adapters or {}).items()}
+        # Adapters and expanded weights; bound as values, since run_with_iobinding ignores ONNX Runtime's own adapters.
+        self._constants = {
+            port: _value(value, device.name) if isinstance(value, np.ndarray) else value
+            for port, value in given.items()
+        }
         self.placement: Placement = placement(self._session)
         if device.required:
             _check(self.placement, name, device)
@@ -131,7 +156,7 @@ class ComponentSession:
             CancelledError: a stop was requested before or during the run.
         """
         binding = self._session.io_binding()
-        for name, value in self._adapters.items():
+        for name, value in self._constants.items():
             binding.bind_ortvalue_input(name, value)
         for name, value in inputs.items():
             if isinstance(value, np.ndarray):
@@ -166,6 +191,7 @@ class ComponentSession:
     def close(self) -> None:
         """Give the memory back."""
         del self._session
+        self._constants.clear()
         # What runs took from the heap of the thread they ran in.
         self._runner.submit(return_memory_of_thread)
         self._runner.shutdown(wait=True)
@@ -244,18 +270,7 @@ def takes_expanded(component: Component, on_gpu: bool) -> bool:
     Cards have no kernels for those, and on processors whose 8-bit products may overflow exact ones take convolutions as
     long as float32 does.
     """
-    return on_gpu or (_saturates() and bool((component.quantization or {}).get("int8_convolutions")))
-
-
-@functools.cache
-def _saturates() -> bool:
-    """Whether 8-bit products may overflow 16 bits here: on x86 unless the processor is known to have VNNI.
-
-    The exact kernel takes twice the time, the other one gives plainly wrong pictures.
-    """
-    if platform.machine().lower() not in ("x86_64", "amd64"):
-        return False
-    return not any("vnni" in name.lower() for name in cpu_features())
+    return on_gpu or (saturates() and bool((component.quantization or {}).get("int8_convolutions")))
 
 
 def _open_packed(path: Path, bundle: Bundle, name: str, device: Device, threads: int, packed: PackedWeights) -> Any:
@@ -310,7 +325,7 @@ def _open(path: Path, where: Path, device: Device, threads: int, in_strips: bool
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if device.on_gpu:
         options.add_session_config_entry(RECORD, "1")
-    elif _saturates():
+    elif saturates():
         options.add_session_config_entry("session.x64quantprecision", "1")
     try:
         session = ort.InferenceSession(str(path), options, providers=device.provider_list)

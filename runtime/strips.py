@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pochade.manifest import Component
+from pochade.component import Component
 
 STRIP_PIXELS = 16_384
 """Of a picture at a time: a layer of 128 channels then has strips of 8 MB, which caches hold."""

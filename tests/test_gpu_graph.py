@@ -17,9 +17,9 @@ from onnx import TensorProto, helper
 
 import pochade
 from pochade.bundle import Bundle, Component
+from pochade.component import GpuGraph
 from pochade.export.write import export_checkpoint
 from pochade.gpu_graph import save_gpu_graph
-from pochade.manifest import GpuGraph
 from pochade.quant.bundle import quantize_bundle
 from pochade.quant.component import quantize_component
 from pochade.quant.scheme import SCHEMES
@@ -152,7 +152,7 @@ def as_on_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
     graph_file = Component.graph_file
     monkeypatch.setattr(Component, "graph_file", lambda self, adapted, on_gpu: graph_file(self, adapted, True))
     # The option that makes 8-bit products exact has nothing to do here, and breaks expanded weights.
-    monkeypatch.setattr("pochade.runtime.session._saturates", lambda: False)
+    monkeypatch.setattr("pochade.runtime.session.saturates", lambda: False)
 
 
 def paint(model: Path | str, **arguments: Any) -> pochade.Result:

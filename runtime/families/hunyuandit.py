@@ -302,7 +302,7 @@ class HunyuanDiTPipeline(PaintingPipeline[DiffusionRequest]):
         initial = pictures[len(nets)] if request.image is not None else None
         shape, rope = (1, self._channels, *self._grid(request)), self._rope(request)
         with contextlib.ExitStack() as opened:
-            transformer = opened.enter_context(self._open("transformer"))
+            transformer = opened.enter_context(self._open("transformer", expanded=self._is_expanded))
             controls = []
             for i, (net, scale) in enumerate(zip(nets, request.control_scales, strict=True)):
                 session = opened.enter_context(self._open("controlnet", net, f"controlnet{_suffix(i)}"))

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 from pochade.bundle import Bundle, Component
 from pochade.runtime.codec_memory import ASIDE, CodecMemory
+from pochade.runtime.expanded import bytes_to_expand
 from pochade.runtime.pipeline import Tiling
-from pochade.runtime.plan import Way, Workload
+from pochade.runtime.plan import Way, Workload, expansions
 
 FLOAT = 4
 """Bytes."""
@@ -54,6 +55,11 @@ class MemoryModel:
             int(_prepacked(component) * (component.memory or {})["weights"])
             for component in (components["transformer"], *(net["controlnet"] for net in self._nets))
         )
+        transformer = components["transformer"]
+        stored = int(_prepacked(transformer) * (transformer.memory or {})["weights"])
+        self._more = 0 if transformer.int8 is None else transformer.int8.weights - stored
+        """Of the transformer, if its weights are expanded."""
+        self._expanding = bytes_to_expand(transformer)
         self._codec = CodecMemory(components["vae_decoder"], factor, on_gpu)
         expanded = 1 if components["vae_decoder"].precision in NOT_EXPANDED else EXPANDED
         self._opening = expanded * self._weights("vae_decoder") + ASIDE
@@ -90,7 +96,13 @@ class MemoryModel:
             "text": [Way(base + encoders + ASIDE + work.adapters)],
             # What the session computes, gives, and what is copied of it so that the session can go.
             "condition": [Way(later + max(told) + 2 * ASIDE + 3 * kept + work.adapters)],
-            "denoise": [Way(later + kept + self._loop(work) + ASIDE)],
+            "denoise": [
+                Way(
+                    later + kept + max(self._loop(work, expanded) + ASIDE, self._expanding if expanded else 0),
+                    expanded=expanded,
+                )
+                for expanded in expansions(work)
+            ],
             "decode": [
                 replace(way, peak=max(way.peak, later + self._opening))
                 for way in self._codec.ways(later, work.rows, work.columns, work.images, tiling)
@@ -100,7 +112,7 @@ class MemoryModel:
     def _weights(self, component: str) -> int:
         return self._memory[component]["weights"]
 
-    def _loop(self, work: Workload) -> int:
+    def _loop(self, work: Workload, expanded: bool) -> int:
         """The transformer, open and at work."""
         cells = work.rows * work.columns // self._patch**2
         layer = cells * self._dim * FLOAT
@@ -109,7 +121,7 @@ class MemoryModel:
         skips, block = self._skips * min(3, 1 + len(self._nets)), WORK + (ADAPTED if work.adapters else 0)
         # In the middle of the network all skips wait to be read, and half of the text's keys and values have been.
         computed = max(self._text + block * layer, self._text // 2 + (skips + block) * layer)
-        return self._loop_weights + computed + work.adapters
+        return self._loop_weights + (self._more if expanded else 0) + computed + work.adapters
 
 
 def _prepacked(component: Component) -> float:

@@ -209,7 +209,7 @@ class MeissonicPipeline(PaintingPipeline[MaskedRequest]):
         """Token grid of every image; a method of its own, so that no value of its sessions outlives it."""
         total = len(request.prompts) * request.num_inference_steps
         finished: list[NDArray[np.int64]] = []
-        with self._open("transformer") as transformer, self._open("sampler") as sampler:
+        with self._open("transformer", expanded=self._is_expanded) as transformer, self._open("sampler") as sampler:
             for image in range(len(request.prompts)):
                 steps = self._loop(request, condition, noise, image, transformer, sampler)
                 tokens: Any = steps.start()

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from pochade.bundle import Bundle
 from pochade.runtime.codec_memory import ASIDE, CodecMemory
+from pochade.runtime.expanded import bytes_to_expand
 from pochade.runtime.pipeline import Tiling
-from pochade.runtime.plan import Way, Workload
+from pochade.runtime.plan import Way, Workload, expansions
 
 FLOAT = 4
 """Bytes."""
@@ -44,6 +45,8 @@ class MemoryModel:
         self._rounded = bool((components["transformer"].quantization or {}).get("int8_attentions"))
         self._codes = components["sampler"].num_parameters // self._dim
         self._blocks = components["transformer"].precision not in ("fp32", "fp16", "int8")
+        self._expanded = int8.weights if (int8 := components["transformer"].int8) is not None else 0
+        self._expanding = bytes_to_expand(components["transformer"])
         self._noise = any(spec.name == "noise" for spec in components["transformer"].inputs)
         self._codec = CodecMemory(components["vq_decoder"], factor, on_gpu)
 
@@ -70,7 +73,13 @@ class MemoryModel:
             "text": [Way(base + self._weights("text_encoder") + ASIDE + work.adapters)],
             # What the session computes, gives, and what is copied of it so that the session can go.
             "condition": [Way(base + self._weights("condition") + ASIDE + 3 * modulation + work.adapters)],
-            "denoise": [Way(base + modulation + self._loop(work) + ASIDE)],
+            "denoise": [
+                Way(
+                    base + modulation + max(self._loop(work, expanded) + ASIDE, self._expanding if expanded else 0),
+                    expanded=expanded,
+                )
+                for expanded in expansions(work)
+            ],
             "decode": self._codec.ways(base, work.rows, work.columns, work.images, tiling),
         }
 
@@ -78,13 +87,14 @@ class MemoryModel:
         known = self._memory[component]["weights"]
         return self._gpu.get(component, known) if self._on_gpu else known
 
-    def _loop(self, work: Workload) -> int:
+    def _loop(self, work: Workload, expanded: bool) -> int:
         """Transformer and sampler, open and at work."""
         if self._on_gpu:
             return self._gpu_loop(work)
         # Block-wise products keep sums of their blocks, the sampler its head as it came and laid out anew.
         prepacked = 1.11 if self._blocks else 1.0
-        weights = prepacked * self._weights("transformer") + 2 * self._weights("sampler")
+        transformer = self._expanded if expanded else prepacked * self._weights("transformer")
+        weights = transformer + 2 * self._weights("sampler")
         # Noise that a family starts from is a tensor more.
         # A change is computed beside the widest layer before it is added.
         tensors = (11.5 if self._noise else 10.5) + (7 if work.adapters else 0)

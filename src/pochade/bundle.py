@@ -16,20 +16,10 @@ from types import TracebackType
 from typing import Any, TypeAlias
 
 from pochade.bundle_folder import file_sha256, flush_names, flush_tree, kind_fault, regular_files
+from pochade.bundle_paths import folder_prefix, is_ignored, is_litter, path_fault
+from pochade.component import Component, TensorSpec
 from pochade.errors import BundleInvalidError, BundleNotFoundError, OutputError, PochadeError, UsageError
-from pochade.manifest import (
-    FORMAT_VERSION,
-    MANIFEST_NAME,
-    MAX_MANIFEST_BYTES,
-    Component,
-    FileEntry,
-    Manifest,
-    TensorSpec,
-    folder_prefix,
-    is_ignored,
-    is_litter,
-    path_fault,
-)
+from pochade.manifest import FORMAT_VERSION, MANIFEST_NAME, MAX_MANIFEST_BYTES, FileEntry, Manifest
 from pochade.onnx_external import MalformedModelError, read_model_facts
 from pochade.strict_json import parse_object
 

@@ -9,7 +9,7 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
-from pochade.manifest import is_ignored
+from pochade.bundle_paths import is_ignored
 
 _CHUNK = 1 << 20
 _WINDOWS_JUNCTION = 0xA0000003

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from pochade.manifest import AdaptedLayer, LoraGraph
+from pochade.component import AdaptedLayer, LoraGraph
 
 ENDINGS = (".weight.T", ".weight")
 """Of the names that exported linear weights have, laid out (inputs, outputs) and (outputs, inputs)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import platform
 import subprocess
@@ -125,3 +126,14 @@ def _output(*command: str) -> str:
         return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return ""
+
+
+@functools.cache
+def saturates() -> bool:
+    """Whether 8-bit products may overflow 16 bits here: on x86 unless the processor is known to have VNNI.
+
+    The exact kernel takes twice the time, the other one gives plainly wrong pictures.
+    """
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    return not any("vnni" in name.lower() for name in cpu_features())

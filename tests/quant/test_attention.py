@@ -13,6 +13,7 @@ from onnx import NodeProto, helper
 
 from pochade.bundle import Bundle
 from pochade.errors import DeviceUnavailableError
+from pochade.machine import saturates
 from pochade.quant import attention
 from pochade.quant.bundle import quantize_bundle
 from pochade.quant.fidelity import open_pipeline
@@ -29,7 +30,7 @@ def attend(*inputs: str, **attributes: Any) -> NodeProto:
     return helper.make_node(ATTENTION, inputs, ["y"], domain="com.microsoft", num_heads=HEADS, **attributes)
 
 
-needs_vnni = pytest.mark.skipif(session._saturates(), reason="8-bit products may overflow here")
+needs_vnni = pytest.mark.skipif(saturates(), reason="8-bit products may overflow here")
 
 
 def round_graph(path: Path, node: NodeProto) -> tuple[Path, Path, int]:
@@ -89,6 +90,6 @@ def test_a_bundle_says_so_and_processors_that_overflow_refuse_it(
     scorecard = made.manifest.scorecard
     assert scorecard is not None
     assert scorecard["components"]["transformer"]["snr_db"] > 30
-    monkeypatch.setattr(session, "_saturates", lambda: True)
+    monkeypatch.setattr(session, "saturates", lambda: True)
     with pytest.raises(DeviceUnavailableError, match="needs a processor with VNNI"):
         open_pipeline(Bundle.open(tmp_path / "made"))("a cat", num_inference_steps=1)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from pochade.bundle import Bundle
 from pochade.gpu_graph import save_gpu_graph
+from pochade.machine import saturates
 from pochade.quant.bundle import quantize_bundle
 from pochade.quant.component import ComponentReport, quantize_component
 from pochade.quant.fidelity import Call, open_pipeline
@@ -32,7 +33,7 @@ SILU_MIN = -0.2785
 ALL = replace(SCHEMES["int8"], min_elements=1, half_layers=False)
 IN_HALF = replace(ALL, half_layers=True)
 
-needs_vnni = pytest.mark.skipif(sessions._saturates(), reason="8-bit products may overflow here")
+needs_vnni = pytest.mark.skipif(saturates(), reason="8-bit products may overflow here")
 
 
 @pytest.fixture
@@ -128,7 +129,7 @@ def test_the_second_graph_multiplies_float32_from_the_same_data(decoder: Path, t
     for small in (False, True):
         other = picture(expanded, recompute=np.array(small))
         assert 0 < relative_error(other, picture(decoder)) < 0.1
-    if not sessions._saturates():
+    if not saturates():
         # Only a number on the edge between two codes can differ.
         assert relative_error(picture(expanded), picture(path)) < 0.02
 
@@ -190,7 +191,7 @@ def test_processors_whose_products_overflow_take_the_second_graph(
     monkeypatch.setattr(sessions, "_open", watched)
     weights = []
     for overflows in (False, True):
-        monkeypatch.setattr(sessions, "_saturates", lambda overflows=overflows: overflows)
+        monkeypatch.setattr(sessions, "saturates", lambda overflows=overflows: overflows)
         weights.append(CodecMemory(component, 16)._weights)
         with open_pipeline(Bundle.open(bundle.path)) as pipe:
             pipe("a red house", num_inference_steps=1, seed=1)
