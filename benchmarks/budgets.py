@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pochade.benchmarks.machine_card import machine_card
+from pochade.benchmarks.machine_card import write_report
 from pochade.benchmarks.speed import Case, default_settings, run_once
 from pochade.bundle import Bundle
 from pochade.errors import OutOfBudgetError, PochadeError
@@ -58,9 +57,7 @@ def main(argv: list[str] | None = None) -> int:
             for line in _phases(row):
                 print(line, flush=True)
         rows.append(row)
-        if args.json:
-            report = {"kind": "pochade budgets", "machine": machine_card(), "rows": rows}
-            args.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        write_report(args.json, "pochade budgets", {"rows": rows})
     return int(any(_exceeded(row) for row in rows))
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pochade.benchmarks.child import read_figures
-from pochade.benchmarks.machine_card import machine_card
+from pochade.benchmarks.machine_card import write_report
 from pochade.bundle import Bundle
 from pochade.machine import usable_cores
 from pochade.runtime.hunyuan_grid import rotary_tables
@@ -143,9 +143,7 @@ def main(argv: list[str] | None = None) -> None:
         wall, cpu = (statistics.median(figures[key][1:]) for key in ("seconds", "cpu"))
         cells = f"{figures['opened']:.1f} | {wall:.1f} | {cpu:.1f} | {figures['peak_rss'] / 1e9:.2f}"
         print(f"| {name} | {cells} |", flush=True)
-        if args.json:
-            report = {"kind": "pochade hunyuandit step", "machine": machine_card(), "size": args.size, "rows": rows}
-            args.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        write_report(args.json, "pochade hunyuandit step", {"size": args.size, "rows": rows})
 
 
 if __name__ == "__main__":

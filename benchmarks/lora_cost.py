@@ -9,7 +9,6 @@ of the processor, all threads together, which other work on the machine hardly c
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pochade.benchmarks.machine_card import machine_card
+from pochade.benchmarks.machine_card import write_report
 from pochade.component import LoraGraph
 from pochade.errors import UsageError
 from pochade.quant.fidelity import Recorder, open_pipeline
@@ -118,10 +117,8 @@ def main() -> None:
     for name, seconds in found["cpu_seconds"].items():
         print(f"{name:8}  {statistics.median(seconds):8.3f} s  {found['ratio_to_none'][name]:.3f}x")
     print(f"load      {1000 * statistics.median(found['load_cpu_seconds']):8.1f} ms")
-    if arguments.json:
-        settings = {"bundle": arguments.bundle.name, "size": arguments.size, "rank": arguments.rank}
-        report = {"kind": "lora cost", "machine": machine_card(), "settings": settings} | found
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+    settings = {"bundle": arguments.bundle.name, "size": arguments.size, "rank": arguments.rank}
+    write_report(arguments.json, "lora cost", {"settings": settings} | found)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import platform
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pochade import __version__, machine
@@ -26,6 +29,19 @@ def machine_card() -> dict[str, Any]:
         "versions": {name: version for name in PACKAGES if (version := _version(name)) is not None},
         "providers": ort.get_available_providers(),
     }
+
+
+def write_report(path: Path | None, kind: str, values: Mapping[str, Any]) -> None:
+    """Write what was measured, and on what, as JSON.
+
+    Args:
+        path: file to write; None for none.
+        kind: of measurement.
+        values: that JSON knows.
+    """
+    if path is not None:
+        report = {"kind": kind, "machine": machine_card()} | dict(values)
+        path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 def _version(name: str) -> str | None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pochade.benchmarks.child import read_figures
-from pochade.benchmarks.machine_card import machine_card
+from pochade.benchmarks.machine_card import write_report
 from pochade.bundle import Bundle
 from pochade.machine import usable_cores
 from pochade.runtime.locate import resolve
@@ -70,9 +70,7 @@ def main(argv: list[str] | None = None) -> None:
                 rows.append({"component": name, "way": way, **figures})
                 cells = f"{figures['seconds']:.2f} | {figures['own_memory'] / 1e6:.0f} | {figures['disk'] / 1e6:.0f}"
                 print(f"| {name} | {way} | {cells} |", flush=True)
-    if args.json:
-        report = {"kind": "pochade packed open", "machine": machine_card(), "rows": rows}
-        args.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_report(args.json, "pochade packed open", {"rows": rows})
 
 
 if __name__ == "__main__":

@@ -6,6 +6,9 @@ A first pass is recorded and repeated, once more with ONNX Runtime telling what 
 The largest of each kind are then run by themselves. The bound is all operations at the best rate that any of their kind
 reached, and nothing else: no norms, no moving of numbers. Of a bundle with --int8-attention the attention is not
 counted, which makes its bound too low.
+
+The same bound with all 8-bit products in float32, at the best rate that those reach, tells how many times as fast as a
+program in floats a pass could be at most, if both were at their bounds.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from pochade.benchmarks.machine_card import machine_card
+from pochade.benchmarks.machine_card import write_report
 from pochade.bundle import Bundle
 from pochade.machine import usable_cores
 from pochade.quant.fidelity import Recorder, open_pipeline
@@ -186,12 +189,18 @@ def measure(folder: Path, height: int, width: int, threads: int, passes: int, se
     for each, count in found.items():
         totals[each.kind] += count * each.operations
     bound = sum(totals[kind] / best[kind] for kind in best)
+    as_floats = max(
+        (rate(Work("MatMul", w.shapes[:2]), threads, seconds) for w in rates if w.kind == INT8), default=0.0
+    )
+    float_bound = bound + (totals[INT8] * (1 / as_floats - 1 / best[INT8]) if as_floats else 0.0)
     median = statistics.median(taken[1:])
     return {
         "pass_seconds": taken[1:],
         "median": median,
         "bound": bound,
         "fraction": bound / median,
+        "float_rate": as_floats,
+        "float_bound": float_bound,
         "operations": dict(totals),
         "best_rates": best,
         "rates": [{"op": w.op_type, "shapes": w.shapes, "count": found[w], "rate": r} for w, r in rates.items()],
@@ -226,9 +235,11 @@ def main(argv: list[str] | None = None) -> None:
         told = f" at {best / 1e9:.0f} GFLOP/s: {operations / best:.2f} s" if best else ""
         print(f"{kind}: {operations / 1e9:.0f} GFLOP{told}")
     print(f"bound {figures['bound']:.2f} s, a pass {figures['median']:.2f} s: {100 * figures['fraction']:.0f} %")
-    if args.json:
-        report = {"kind": "pochade step bound", "machine": machine_card(), "size": args.size, "threads": args.threads}
-        args.json.write_text(json.dumps(report | figures, indent=2) + "\n", encoding="utf-8")
+    times = figures["float_bound"] / figures["bound"]
+    print(
+        f"in float32, at {figures['float_rate'] / 1e9:.0f} GFLOP/s, bound {figures['float_bound']:.2f} s: {times:.2f}x"
+    )
+    write_report(args.json, "pochade step bound", {"size": args.size, "threads": args.threads} | dict(figures))
 
 
 if __name__ == "__main__":

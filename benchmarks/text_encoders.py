@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pochade.benchmarks.machine_card import machine_card
+from pochade.benchmarks.machine_card import write_report
 from pochade.bundle import Bundle, BundleWriter, Component
 
 TOKENS = {"text_encoder": 77, "text_encoder_2": 256}
@@ -200,9 +200,7 @@ def main() -> None:
     if stage is None:
         print("| bundle | component | GB | SNR dB | peak RSS GB | open s | run s |\n|---|---|---|---|---|---|---|")
         rows = run(folder)
-        if arguments.json:
-            report = {"kind": "pochade text encoders", "machine": machine_card(), "rows": rows}
-            arguments.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        write_report(arguments.json, "pochade text encoders", {"rows": rows})
     elif ":" in stage:
         bundle, name = stage.split(":")
         print(json.dumps(encode(folder / bundle, name, folder / f"{bundle}-{name}.npy")))

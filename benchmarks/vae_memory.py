@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pochade.benchmarks.child import read_figures
-from pochade.benchmarks.machine_card import machine_card
+from pochade.benchmarks.machine_card import write_report
 from pochade.runtime.memory import peak_memory
 from pochade.runtime.strips import strip_count
 from pochade.sizes import read_picture_size
@@ -100,9 +100,7 @@ def main(argv: list[str] | None = None) -> None:
         cases.append({"scheme": scheme, **job, **figures})
         cells = f"{figures['peak_rss'] / 1e9:.2f} | {figures['seconds']:.1f} | {figures['cpu']:.1f}"
         print(f"| {scheme} | {strips} | {'yes' if recompute else 'no'} | {cells} |", flush=True)
-        if args.json:
-            report = {"kind": "pochade vae memory", "machine": machine_card(), "cases": cases}
-            args.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        write_report(args.json, "pochade vae memory", {"cases": cases})
 
 
 if __name__ == "__main__":

@@ -5,6 +5,9 @@ probabilities to uint8 with a scale of its own, a 255th of its largest. A fixed 
 probability below 0.002, which is all of them where attention is spread over a thousand tokens.
 
 Each head is computed by itself: its scores, 5 MB for 1101 tokens, stay in the caches where those of all heads do not.
+
+The graph says it in one node of a function that the file brings along, which ONNX Runtime takes apart when it opens the
+file, and which `pochade.gpu_graph` makes the attention that it was.
 """
 
 from __future__ import annotations
@@ -15,10 +18,12 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir import tape
 
+from pochade.gpu_graph import OWN_DOMAIN, ROUNDED_ATTENTION
 from pochade.quant.streamed import Array
-from pochade.quant.surgery import MICROSOFT, register
+from pochade.quant.surgery import MICROSOFT
 
 OPERATOR = "MultiHeadAttention"
+ATTRIBUTES = {"num_heads": ir.AttributeType.INT, "scale": ir.AttributeType.FLOAT}
 BY_HEADS = {"perm": [0, 2, 1, 3]}
 """Between (images, tokens, heads, numbers) and (images, heads, tokens, numbers)."""
 
@@ -30,9 +35,21 @@ def rewrite(model: ir.Model) -> int:
         How many there were.
     """
     found = [node for node in model.graph if _is_plain(node)]
-    constants = _Constants(model.graph)
+    functions: dict[tuple[int, float], ir.Function] = {}
     for node in found:
-        _round(model.graph, node, constants)
+        heads = node.attributes["num_heads"].as_int()
+        width = _width(node)
+        assert width is not None
+        scale = node.attributes.get_float("scale", 0.0) or (width / heads) ** -0.5
+        name = f"{ROUNDED_ATTENTION}{len(functions) + 1}"
+        function = functions.get((heads, scale)) or _function(name, heads, scale, model.graph.opset_imports[""])
+        functions[heads, scale] = function
+        node.domain, node.op_type, node.version = OWN_DOMAIN, function.name, None
+        node.attributes.add(ir.AttrFloat32("scale", scale))
+        node.resize_inputs(3)
+    for function in functions.values():
+        model.functions[function.identifier()] = function
+        model.graph.opset_imports[OWN_DOMAIN] = 1
     return len(found)
 
 
@@ -56,36 +73,11 @@ def _width(node: ir.Node) -> int | None:
     return last if isinstance(last, int) else None
 
 
-class _Constants:
-    """Initializers that all attentions of a graph share, made when first asked for."""
-
-    def __init__(self, graph: ir.Graph) -> None:
-        self._graph = graph
-        self._known: dict[str, ir.Value] = {}
-
-    def get(self, name: str, array: Array) -> ir.Value:
-        """The constant of that name."""
-        if name not in self._known:
-            self._known[name] = register(self._graph, ir.Tensor(array, name=f"int8_attention.{name}"))
-        return self._known[name]
-
-    def integers(self, *numbers: int) -> ir.Value:
-        """A list of int64."""
-        return self.get("_".join(map(str, numbers)), np.array(numbers, np.int64))
-
-    def number(self, value: float) -> ir.Value:
-        """A float32."""
-        return self.get(f"{value:.9g}", np.array(value, np.float32))
-
-
-def _round(graph: ir.Graph, node: ir.Node, constants: _Constants) -> None:
-    """Put the rounded form in place of an attention; the node becomes its last step."""
-    queries, keys, values = node.inputs[:3]
-    width = _width(node)
-    assert queries is not None and keys is not None and values is not None and width is not None
-    heads = node.attributes["num_heads"].as_int()
-    scale = node.attributes.get_float("scale", 0.0) or (width / heads) ** -0.5
+def _function(name: str, heads: int, scale: float, opset: int) -> ir.Function:
+    """Rounded attention of so many heads, whose attributes are those of the exact one and say nothing new."""
+    queries, keys, values = given = [ir.Value(name=each) for each in ("queries", "keys", "values")]
     ops = tape.Tape()
+    constants = _Constants(ops)
     q, q_scale, q_zero = ops.op_multi_out("DynamicQuantizeLinear", [queries], num_outputs=3)
     k, k_scale = _signed(ops, keys, constants)
     v, v_scale = _signed(ops, values, constants)
@@ -97,14 +89,37 @@ def _round(graph: ir.Graph, node: ir.Node, constants: _Constants) -> None:
     parts = ([x] if heads == 1 else _split(ops, x, heads) for x in (q, k, v))
     mixed = [_attend(ops, (*part, q_scale, k_scale, v_scale, q_zero), constants) for part in zip(*parts, strict=True)]
     together = mixed[0] if heads == 1 else ops.op("Concat", mixed, {"axis": 1})
-    joined = ops.op("Transpose", [together], BY_HEADS)
-    _insert(graph, node, ops.nodes)
+    joined = ops.op("Reshape", [ops.op("Transpose", [together], BY_HEADS), constants.integers(0, 0, -1)])
+    imports = {"": opset, MICROSOFT: 1}
+    graph = ir.Graph(given, [joined], nodes=ops.nodes, opset_imports=imports, name=name)
+    return ir.Function(
+        OWN_DOMAIN,
+        name,
+        graph=graph,
+        attributes=[ir.Attr(each, kind, None) for each, kind in ATTRIBUTES.items()],
+    )
 
-    node.domain, node.op_type, node.version = "", "Reshape", None
-    node.attributes.clear()
-    node.resize_inputs(2)
-    node.replace_input_with(0, joined)
-    node.replace_input_with(1, constants.integers(0, 0, -1))
+
+class _Constants:
+    """Constants of a function, made when first asked for."""
+
+    def __init__(self, ops: tape.Tape) -> None:
+        self._ops = ops
+        self._known: dict[str, ir.Value] = {}
+
+    def get(self, name: str, array: Array) -> ir.Value:
+        """The constant of that name."""
+        if name not in self._known:
+            self._known[name] = self._ops.op("Constant", [], {"value": ir.Tensor(array)})
+        return self._known[name]
+
+    def integers(self, *numbers: int) -> ir.Value:
+        """A list of int64."""
+        return self.get("_".join(map(str, numbers)), np.array(numbers, np.int64))
+
+    def number(self, value: float) -> ir.Value:
+        """A float32."""
+        return self.get(f"{value:.9g}", np.array(value, np.float32))
 
 
 def _attend(ops: tape.Tape, given: tuple[ir.Value, ...], constants: _Constants) -> ir.Value:
@@ -137,13 +152,3 @@ def _signed(ops: tape.Tape, value: ir.Value, constants: _Constants) -> tuple[ir.
     peak = ops.op("ReduceMax", [ops.op("Abs", [value])], {"keepdims": 0})
     scale = ops.op("Mul", [peak, constants.number(1 / 127)])
     return ops.op("QuantizeLinear", [value, scale, constants.get("zero", np.array(0, np.int8))]), scale
-
-
-def _insert(graph: ir.Graph, before: ir.Node, nodes: Sequence[ir.Node]) -> None:
-    """Add nodes with names that tell which attention they belong to."""
-    owner = before.name or before.outputs[0].name
-    for i, node in enumerate(nodes):
-        node.name = f"{owner}.{i}.{node.op_type}"
-        for j, value in enumerate(node.outputs):
-            value.name = f"{node.name}.{j}"
-    graph.insert_before(before, list(nodes))

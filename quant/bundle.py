@@ -17,7 +17,7 @@ from pochade.errors import InputRefusedError, OutputError, UsageError
 from pochade.gpu_graph import with_gpu_graphs
 from pochade.lora_graph import find_sites, save_lora_graph
 from pochade.quant.component import ComponentReport, quantize_component
-from pochade.quant.fidelity import Call, Progress
+from pochade.quant.fidelity import ENCODERS, Call, Progress
 from pochade.quant.int8_graph import with_int8_graphs
 from pochade.quant.scheme import Scheme
 from pochade.quant.scorecard import Scorecard
@@ -69,13 +69,17 @@ def quantize_bundle(
         raise InputRefusedError(
             str(source), [f"{', '.join(done)} are quantized already; quantize the float bundle they came from"]
         )
+    if scheme.int8_encoder and not ENCODERS & bundle.manifest.components.keys():
+        raise UsageError(f"{bundle.path} has no encoder of pictures whose products could be of 8 bits")
     found: dict[str, Any] | None = None
     if recipe is not None:
         scheme, found = read_recipe(recipe, scheme)
     with BundleWriter(target, overwrite=overwrite) as writer:
         calls: Mapping[str, Sequence[Call]] = {}
         if goal or scheme.is_calibrated:
-            calls = record_calibration(bundle, prompts, report, one=not (goal or scheme.is_fitted))
+            calls = record_calibration(
+                bundle, prompts, report, one=not (goal or scheme.is_fitted), encodes=scheme.int8_encoder
+            )
         journal = Journal(
             target.with_name(f"{target.name}.search.jsonl"),
             {"bundle": bundle.digest, "scheme": scheme.to_manifest(), "prompts": list(prompts)},

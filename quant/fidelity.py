@@ -156,13 +156,18 @@ def record(pipe: Pipeline, prompt: str, seed: int, **settings: Any) -> tuple[lis
     recorder = Recorder()
     pipe.observer = recorder
     result = pipe(prompt, seed=seed, **settings)
-    manifest = pipe.bundle.manifest
-    for encoder in ENCODERS & manifest.components.keys():
-        image, factor = from_image(result.images[0]), int(manifest.scheduler["codec_factor"])
-        strips = strip_count(image.shape[2] // factor, image.shape[3] // factor, factor)
-        pipe.run_component(encoder, {"image": image, "strips": np.array([strips])})
+    encode(pipe, result.images[0])
     pipe.observer = None
     return recorder.calls, result
+
+
+def encode(pipe: Pipeline, picture: Image.Image) -> None:
+    """Run the encoder of pictures, if there is one, for those who observe it."""
+    manifest = pipe.bundle.manifest
+    for encoder in ENCODERS & manifest.components.keys():
+        image, factor = from_image(picture), int(manifest.scheduler["codec_factor"])
+        strips = strip_count(image.shape[2] // factor, image.shape[3] // factor, factor)
+        pipe.run_component(encoder, {"image": image, "strips": np.array([strips])})
 
 
 def psnr(expected: Image.Image, found: Image.Image) -> float:

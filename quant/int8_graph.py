@@ -20,11 +20,11 @@ from onnx_ir import tape
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from pochade.component import Component, Int8Graph
+from pochade.gpu_graph import OWN_DOMAIN
 from pochade.quant.scheme import Scheme
 from pochade.quant.surgery import become
 from pochade.session_memory import weight_bytes
 
-DOMAIN = "pochade"
 BIAS_INDEX = {"MatMulNBits": 5, "DynamicQuantizeMatMul": 4}
 REPEATED = ("transformer",)
 """Components that run on every step; what runs once is done before its weights would be expanded."""
@@ -124,7 +124,7 @@ class _Expander:
     def _add(self, graph: ir.Graph, product: ir.Node, codes: ir.Value, scales: ir.Value) -> list[ir.Value]:
         bits, width, rows = (product.attributes.get_int(name, 4) for name in ("bits", "K", "N"))
         given = [self._copy(codes), self._copy(scales), self._width(width)]
-        results = self._ops.op_multi_out(f"Expand{bits}Bits", given, domain=DOMAIN, num_outputs=2)
+        results = self._ops.op_multi_out(f"Expand{bits}Bits", given, domain=OWN_DOMAIN, num_outputs=2)
         inputs = []
         for result, ending, dtype, shape in zip(
             results, ("int8", "steps"), (ir.DataType.INT8, ir.DataType.FLOAT), ((width, rows), (rows,)), strict=True
@@ -157,7 +157,7 @@ class _Expander:
 
     def model(self, ir_version: int, opset: int) -> ir.Model:
         """The model."""
-        imports = {"": opset, DOMAIN: 1}
+        imports = {"": opset, OWN_DOMAIN: 1}
         graph = ir.Graph(
             [],
             self._outputs,
@@ -199,4 +199,4 @@ def _function(bits: int, opset: int) -> ir.Function:
     rounded = ops.op("QuantizeLinear", [rows, step, zero], {"axis": 0})
     outputs = [ops.op("Transpose", [rounded], {"perm": [1, 0]}), step]
     graph = ir.Graph([codes, scales, width], outputs, nodes=ops.nodes, opset_imports={"": opset}, name=f"expand{bits}")
-    return ir.Function(DOMAIN, f"Expand{bits}Bits", graph=graph, attributes=[])
+    return ir.Function(OWN_DOMAIN, f"Expand{bits}Bits", graph=graph, attributes=[])

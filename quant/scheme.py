@@ -189,6 +189,9 @@ WIDE_CONVS = (r"^\w+_decoder/.*\b(conv1|conv2|upsamplers\.0\.conv)\b",)
 """Convolutions of 3x3 pixels in decoders, 98 % of Meissonic's. Left out are the first and the last one, and those of
 1x1 pixels, which are given what no normalization has brought into a common range."""
 
+ENCODER_CONVS = (r"^(vq|vae)_encoder/.*\b(conv1|conv2|downsamplers\.0\.conv)\b",)
+"""The same in encoders of pictures."""
+
 LARGE_TABLES = (r"^text_encoder_2/shared\b",)
 """Lookup tables that would be the largest weight of a bundle: 250 112 rows in mT5."""
 
@@ -232,6 +235,10 @@ class Scheme:
     """Whether the convolutions that match `wide_convs` multiply 8-bit numbers, see `int8_conv`."""
     wide_convs: tuple[str, ...] = WIDE_CONVS
     """Regular expressions, searched in the path."""
+    int8_encoder: bool = False
+    """Whether the convolutions that match `encoder_convs` do so too."""
+    encoder_convs: tuple[str, ...] = ENCODER_CONVS
+    """As `wide_convs`."""
     low_rank: int = 0
     """Columns of the branch beside a 4-bit linear layer that carries its rounding error."""
 
@@ -257,7 +264,7 @@ class Scheme:
     @property
     def is_calibrated(self) -> bool:
         """Whether quantizing needs recorded runs of the float model."""
-        return self.int8_codec or self.is_fitted
+        return self.int8_codec or self.int8_encoder or self.is_fitted
 
     @property
     def is_fitted(self) -> bool:
@@ -289,7 +296,8 @@ class Scheme:
             return self._without_spikes(path, self.sensitive if sensitive else self.linear)
         if use is Use.EMBEDDING:
             return self.large_table or self.embedding if _matches(self.large_tables, path) else self.embedding
-        return STATIC if self.int8_codec and _matches(self.wide_convs, path) else self.conv
+        wide = (*(self.wide_convs if self.int8_codec else ()), *(self.encoder_convs if self.int8_encoder else ()))
+        return STATIC if _matches(wide, path) else self.conv
 
     def with_block_size(self, block_size: int) -> Scheme:
         """The same scheme with another block size wherever there are blocks."""
@@ -333,6 +341,8 @@ class Scheme:
             "half_layers": self.half_layers,
             "int8_codec": self.int8_codec,
             "wide_convs": list(self.wide_convs),
+            "int8_encoder": self.int8_encoder,
+            "encoder_convs": list(self.encoder_convs),
         }
 
     def is_spiky(self, path: str) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pochade.bundle import Bundle
 from pochade.errors import UsageError
-from pochade.quant.fidelity import Call, Progress, Recorder, open_pipeline
+from pochade.quant.fidelity import Call, Progress, Recorder, encode, open_pipeline
 from pochade.runtime.companion import Companion
 
 SEED = 7
@@ -51,7 +51,7 @@ def typical_prompts(bundle: Bundle) -> Sequence[str]:
 
 
 def record_calibration(
-    bundle: Bundle, prompts: Sequence[str], progress: Progress, one: bool = False
+    bundle: Bundle, prompts: Sequence[str], progress: Progress, one: bool = False, encodes: bool = False
 ) -> Mapping[str, list[Call]]:
     """Runs of every component of a float bundle, by component.
 
@@ -62,6 +62,7 @@ def record_calibration(
         prompts: taken in turn; without any, the typical ones but the first, which measurements use.
         progress: told about each picture.
         one: whether a single picture is enough.
+        encodes: whether the encoder of pictures is to be given them.
 
     Raises:
         UsageError: a prompt is empty, or the bundle reads none.
@@ -83,7 +84,9 @@ def record_calibration(
         number = 1 if one else max(1, min(len(texts), CALIBRATION_PIXELS // (settings["width"] * settings["height"])))
         for i, text in enumerate(texts[:number]):
             progress("recording the float bundle", i, number)
-            pipe(text, seed=SEED + 1 + i, **settings)
+            result = pipe(text, seed=SEED + 1 + i, **settings)
+            if encodes:
+                encode(pipe, result.images[0])
     calls: dict[str, list[Call]] = defaultdict(list)
     for call in recorder.calls:
         calls[call.component].append(call)

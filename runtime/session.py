@@ -348,5 +348,5 @@ def _check(placement: Placement, component: str, device: Device) -> None:
     if placement.strays:
         raise DeviceUnavailableError(
             f"{component} cannot run on {device.name} alone: the CPU would compute {placement.strays_in_words} of it; "
-            "export and quantize the model again with this version and without --int8-attention, or take --device cpu"
+            "export and quantize the model again with this version, or take --device cpu"
         )

@@ -19,6 +19,9 @@ FLOAT = 4
 HEAD_CHUNK = 512
 """Cells that the sampler computes logits of at a time; pochade.export.sampler has the same number."""
 
+HOLES = 40_000_000
+"""Bytes of holes in the heap that many steps leave; 16 of them take 30 MB more than one."""
+
 ROUNDED_ATTENTION = 30_000_000
 """Bytes of scores and of constants where attention multiplies 8-bit numbers."""
 
@@ -101,7 +104,7 @@ class MemoryModel:
         cells = tensors * work.rows * work.columns * self._dim
         logits = 4.5 * HEAD_CHUNK * self._codes
         attention = ROUNDED_ATTENTION if self._rounded else 0
-        return int(weights + (cells + logits) * FLOAT + attention + work.adapters)
+        return int(weights + (cells + logits) * FLOAT + attention + HOLES + work.adapters)
 
     def _gpu_loop(self, work: Workload) -> int:
         """The same on a card."""

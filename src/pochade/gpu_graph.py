@@ -23,6 +23,12 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from pochade.component import Component, GpuGraph
 from pochade.session_memory import weight_bytes
 
+OWN_DOMAIN = "pochade"
+"""Of functions that quantization writes into a graph's file."""
+
+ROUNDED_ATTENTION = "RoundedAttention"
+"""What names of those functions begin with that stand for an attention, see `pochade.quant.attention`."""
+
 CPU_ONLY = frozenset({"MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeLinear", "QLinearMatMul", "ConvInteger"})
 """Operators of 8-bit activations that are left once those below are replaced; a graph with one stays on the CPU."""
 
@@ -79,6 +85,9 @@ def save_gpu_graph(path: Path, dtype: str) -> GpuGraph | None:
         changed += _Narrowing(model.graph).apply()
     if not changed:
         return None
+    # Whatever they stood for is computed by other nodes.
+    model.functions.clear()
+    model.graph.opset_imports.pop(OWN_DOMAIN, None)
     RemoveUnusedNodesPass()(model)
     _read_from(path, model)
     target = path.with_name(f"{path.stem}.gpu.onnx")
@@ -122,6 +131,8 @@ def _replace_operators(model: ir.Model) -> int:
     for node in list(model.graph.all_nodes()):
         if node.op_type == "DynamicQuantizeMatMul":
             _expand(node)
+        elif node.domain == OWN_DOMAIN and node.op_type.startswith(ROUNDED_ATTENTION):
+            node.domain, node.op_type = "com.microsoft", "MultiHeadAttention"
         elif node.op_type == "QLinearConv":
             _expand_convolution(node)
         elif node.op_type == "DepthToSpace" and node.outputs[0].dtype is ir.DataType.UINT8:

@@ -29,6 +29,10 @@ def test_a_pass_is_never_faster_than_its_bound_allows(tmp_path: Path, capsys: py
     report = json.loads(target.read_text("utf-8"))
     assert f"{100 * report['fraction']:.0f} %" in capsys.readouterr().out
     assert report["bound"] > 0 and report["fraction"] == pytest.approx(report["bound"] / report["median"])
+    operations, rates = report["operations"][INT8], report["best_rates"]
+    assert report["float_bound"] == pytest.approx(
+        report["bound"] - operations / rates[INT8] + operations / report["float_rate"]
+    )
     nodes = ir.load(Bundle.open(resolve("starter")).component_path("transformer")).graph.all_nodes()
     products = sum(node.op_type == "DynamicQuantizeMatMul" for node in nodes)
     counted = [row for row in report["rates"] if row["op"] == "DynamicQuantizeMatMul"]

@@ -13,6 +13,7 @@ from onnx import NodeProto, helper
 
 from pochade.bundle import Bundle
 from pochade.errors import DeviceUnavailableError
+from pochade.gpu_graph import save_gpu_graph
 from pochade.machine import saturates
 from pochade.quant import attention
 from pochade.quant.bundle import quantize_bundle
@@ -58,6 +59,11 @@ def test_spread_and_sharp_attention_stay_right(sharpness: float, attributes: dic
     error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
     assert 0 < error < 0.05
     assert ATTENTION not in [node.op_type for node in ir.load(rounded).graph]
+    # Graphs for cards have the attention that it was.
+    made = save_gpu_graph(rounded, "float32")
+    assert made is not None
+    assert [node.op_type for node in ir.load(tmp_path / made.file).graph] == [ATTENTION]
+    np.testing.assert_allclose(run(tmp_path / made.file, **inputs), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,6 +16,7 @@ import pytest
 from numpy.typing import NDArray
 
 from pochade.bundle import Bundle
+from pochade.errors import UsageError
 from pochade.gpu_graph import save_gpu_graph
 from pochade.machine import saturates
 from pochade.quant.bundle import quantize_bundle
@@ -197,3 +200,58 @@ def test_processors_whose_products_overflow_take_the_second_graph(
             pipe("a red house", num_inference_steps=1, seed=1)
     assert [name for name in opened if name.startswith("vq_decoder")] == [component.file, component.gpu.file]
     assert weights == [component.memory["weights"], component.gpu.weights]
+
+
+def test_an_encoder_multiplies_8_bits_only_if_asked(small_bundles: dict[str, Path], tmp_path: Path) -> None:
+    scheme = replace(SCHEMES["int8"], min_elements=1)
+    made = {
+        name: quantize_bundle(small_bundles["monetico-tiny"], tmp_path / name, replace(scheme, int8_encoder=wanted))
+        for name, wanted in (("float", False), ("rounded", True))
+    }
+    counts = {
+        name: {n: (c.quantization or {}).get("int8_convolutions", 0) for n, c in bundle.manifest.components.items()}
+        for name, bundle in made.items()
+    }
+    assert counts["float"]["vq_encoder"] == 0 < counts["rounded"]["vq_encoder"]
+    assert counts["float"]["vq_decoder"] == counts["rounded"]["vq_decoder"] > 0
+    encoder = made["rounded"].manifest.components["vq_encoder"]
+    kernels = Counter(node.op_type for node in ir.load(made["rounded"].path / encoder.file).graph.all_nodes())
+    # What comes first and last, and what finds the nearest code, stays float.
+    assert kernels["QLinearConv"] == counts["rounded"]["vq_encoder"] and kernels["Conv"] >= 3
+    assert encoder.gpu is not None
+    scorecard = made["rounded"].manifest.scorecard
+    assert scorecard is not None and scorecard["components"]["vq_encoder"]["agreement"] > 0.5
+
+
+@needs_vnni
+def test_an_encoder_gives_the_same_codes_at_any_number_of_strips(
+    small_bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    source = small_bundles["monetico-tiny"]
+    scheme = replace(SCHEMES["int8"], min_elements=1, int8_encoder=True, int8_codec=False)
+    made = quantize_bundle(source, tmp_path / "made", scheme)
+    image = np.random.default_rng(0).random((1, 3, 96, 64), np.float32) * 2 - 1
+    found = []
+    with open_pipeline(made) as pipe, open_pipeline(Bundle.open(source)) as exact:
+        for count in (1, 2, 3):
+            inputs = {"image": image, "strips": np.array([count])}
+            found.append(pipe.run_component("vq_encoder", inputs)["tokens"])
+        expected = exact.run_component("vq_encoder", inputs)["tokens"]
+    for other in found[1:]:
+        assert (other == found[0]).mean() > 0.95
+    # Of random codes many are nearly as near.
+    assert (found[0] == expected).mean() > 0.5
+
+
+def test_a_bundle_without_an_encoder_says_so(small_bundles: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "source"
+    shutil.copytree(small_bundles["monetico-tiny"], folder)
+    manifest = json.loads((folder / "bundle.json").read_text("utf-8"))
+    encoder = manifest["components"].pop("vq_encoder")
+    gone = {encoder["file"], *encoder["external_data"]}
+    manifest["files"] = [entry for entry in manifest["files"] if entry["path"] not in gone]
+    for path in gone:
+        (folder / path).unlink()
+    (folder / "bundle.json").write_text(json.dumps(manifest), "utf-8")
+    with pytest.raises(UsageError, match="has no encoder of pictures"):
+        quantize_bundle(folder, tmp_path / "made", replace(SCHEMES["int8"], int8_encoder=True))

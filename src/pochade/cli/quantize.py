@@ -23,6 +23,7 @@ REFINEMENTS = (
     "low_rank",
     "int8_attention",
     "codec_products",
+    "encoder_products",
     "codec_layers",
     "calibration",
     "keep",
@@ -105,6 +106,12 @@ def add_scheme_options(parser: argparse.ArgumentParser) -> None:
         "--min-snr 32)",
     )
     parser.add_argument(
+        "--encoder-products",
+        type=int,
+        choices=(8, 32),
+        help="the same of the encoder, which reads pictures to begin with (default: 32)",
+    )
+    parser.add_argument(
         "--codec-layers",
         type=int,
         choices=(16, 32),
@@ -140,13 +147,15 @@ def read_scheme(arguments: argparse.Namespace) -> tuple[Scheme, dict[str, Any]] 
         return None
     from pochade.quant.scheme import SCHEMES, Keep
 
-    if arguments.codec_products == 8 and arguments.min_snr is not None:
-        raise UsageError("--codec-products 8 and --min-snr do not go together: no search makes its error smaller")
+    for name in ("codec_products", "encoder_products"):
+        if getattr(arguments, name) == 8 and arguments.min_snr is not None:
+            raise UsageError(f"{_flag(name)} 8 and --min-snr do not go together: no search makes its error smaller")
     scheme = SCHEMES[arguments.scheme or "int4"]
     for name in ("block_size", "rounding", "low_rank"):
         if getattr(arguments, name) is not None and scheme.linear.bits != 4:
             raise UsageError(f"{_flag(name)} has no effect with scheme {scheme.name}, which has no 4-bit weights")
-    if arguments.calibration is not None and scheme.linear.bits != 4 and arguments.codec_products == 32:
+    is_float_codec = arguments.codec_products == 32 and arguments.encoder_products != 8
+    if arguments.calibration is not None and scheme.linear.bits != 4 and is_float_codec:
         raise UsageError(f"--calibration has no effect with scheme {scheme.name} and --codec-products 32")
     if arguments.block_size is not None:
         scheme = scheme.with_block_size(arguments.block_size)
@@ -156,6 +165,7 @@ def read_scheme(arguments: argparse.Namespace) -> tuple[Scheme, dict[str, Any]] 
         low_rank=scheme.low_rank if arguments.low_rank is None else arguments.low_rank,
         int8_attention=arguments.int8_attention,
         int8_codec=(arguments.codec_products or (8 if arguments.min_snr is None else 32)) == 8,
+        int8_encoder=arguments.encoder_products == 8,
         half_layers=arguments.codec_layers != 32,
     )
     rules = []
