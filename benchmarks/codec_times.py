@@ -2,8 +2,8 @@
 
     python -m pochade.benchmarks.codec_times FLOAT BUNDLE ... [--size 1024x1024] [--rounds 2] [--json FILE]
 
-All encode the same picture, of soft random colours, and decode what the first one's encoder gave. They take turns, after
-a round that warms up; times are medians. Without --threads they take all cores of the process.
+All encode the same picture, of soft random colours, and decode what the first one's encoder gave. They take turns,
+after a round that warms up; times are medians. Without --threads they take all cores of the process.
 """
 
 from __future__ import annotations
@@ -84,9 +84,7 @@ def compare(bundles: list[Bundle], width: int, height: int, rounds: int, threads
 def main(argv: list[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "bundles", nargs="+", metavar="BUNDLE", help="folder or name; others are compared with the first"
-    )
+    parser.add_argument("bundles", nargs="+", metavar="BUNDLE", help="folder or name; the first is compared with")
     parser.add_argument("--size", default="1024x1024")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=usable_cores())

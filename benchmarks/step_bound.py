@@ -189,9 +189,8 @@ def measure(folder: Path, height: int, width: int, threads: int, passes: int, se
     for each, count in found.items():
         totals[each.kind] += count * each.operations
     bound = sum(totals[kind] / best[kind] for kind in best)
-    as_floats = max(
-        (rate(Work("MatMul", w.shapes[:2]), threads, seconds) for w in rates if w.kind == INT8), default=0.0
-    )
+    same = [Work("MatMul", work.shapes[:2]) for work in rates if work.kind == INT8]
+    as_floats = max((rate(work, threads, seconds) for work in same), default=0.0)
     float_bound = bound + (totals[INT8] * (1 / as_floats - 1 / best[INT8]) if as_floats else 0.0)
     median = statistics.median(taken[1:])
     return {
@@ -235,10 +234,8 @@ def main(argv: list[str] | None = None) -> None:
         told = f" at {best / 1e9:.0f} GFLOP/s: {operations / best:.2f} s" if best else ""
         print(f"{kind}: {operations / 1e9:.0f} GFLOP{told}")
     print(f"bound {figures['bound']:.2f} s, a pass {figures['median']:.2f} s: {100 * figures['fraction']:.0f} %")
-    times = figures["float_bound"] / figures["bound"]
-    print(
-        f"in float32, at {figures['float_rate'] / 1e9:.0f} GFLOP/s, bound {figures['float_bound']:.2f} s: {times:.2f}x"
-    )
+    floats, times = figures["float_bound"], figures["float_bound"] / figures["bound"]
+    print(f"in float32, at {figures['float_rate'] / 1e9:.0f} GFLOP/s, bound {floats:.2f} s: {times:.2f}x")
     write_report(args.json, "pochade step bound", {"size": args.size, "threads": args.threads} | dict(figures))
 
 

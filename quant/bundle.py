@@ -193,7 +193,7 @@ def _memory(source: Component, result: ComponentReport) -> dict[str, int]:
     convolved = layers.pop("per_pixel_convolved", 0)
     if result.half_layers:
         layers = {name: size // 2 for name, size in layers.items()}
-        if result.convolutions:
+        if result.convolutions and convolved:
             layers["per_pixel"] -= convolved // 4
     return {"weights": result.weight_bytes, **layers}
 
