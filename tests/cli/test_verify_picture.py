@@ -54,8 +54,9 @@ def test_a_picture_of_the_cpu_is_repeated_there(
     rewrite(picture, {"device": painted_on})
     asked: list[str] = []
 
-    def load(folder: Path, *, device: str) -> Pipeline:
+    def load(folder: Path, *, device: str, expand: str) -> Pipeline:
         asked.append(device)
+        assert expand == "off"
         return pochade.load(folder, device="cpu")
 
     monkeypatch.setattr("pochade.runtime.receipt.load", load)
