@@ -132,14 +132,22 @@ def _phase(case: Case, phase: str) -> float:
     return case.median(phase) or 0.0
 
 
+NEAR = 0.2, 0.04
+"""Shares of a plot's width and height within which names would lie on one another."""
+
+
 def _scatter(axes: Axes, cases: Sequence[Case], place: Callable[[Case], tuple[float, float]]) -> None:
     right, top = (max(values) for values in zip(*map(place, cases), strict=True))
+    named: list[tuple[float, float]] = []
     for i, case in enumerate(cases):
         x, y = place(case)
+        # A name that would lie on another one goes below its point, and the next one below that.
+        near = sum(abs(x - a) < NEAR[0] * right and abs(y - b) < NEAR[1] * top for a, b in named)
+        named.append((x, y))
         axes.plot(x, y, "o", color=BUNDLES[i % len(BUNDLES)])
         # Names point to the middle, where they have room.
         side = "left" if x < right / 2 else "right"
-        shift = (6 if side == "left" else -6, 4)
+        shift = (6 if side == "left" else -6, 4 - 12 * near)
         axes.annotate(case.name, (x, y), xytext=shift, textcoords="offset points", ha=side, fontsize="small")
     axes.set_xlim(0, 1.15 * right)
     axes.set_ylim(0, 1.15 * top)
