@@ -21,11 +21,11 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from pochade.component import Component, Int8Graph
 from pochade.gpu_graph import OWN_DOMAIN
+from pochade.quant import dynamic_int8, nbits
 from pochade.quant.scheme import Scheme
 from pochade.quant.surgery import become
 from pochade.session_memory import weight_bytes
 
-BIAS_INDEX = {"MatMulNBits": 5, "DynamicQuantizeMatMul": 4}
 REPEATED = ("transformer",)
 """Components that run on every step; what runs once is done before its weights would be expanded."""
 
@@ -95,10 +95,11 @@ def _weight(product: ir.Node) -> str:
 
 def _expand(graph: ir.Graph, node: ir.Node, expander: _Expander) -> None:
     """Let a product take its weight as inputs of the graph."""
-    operands = expander.add(graph, node)
-    bias = node.inputs[BIAS_INDEX["MatMulNBits"]] if len(node.inputs) > BIAS_INDEX["MatMulNBits"] else None
-    given = [node.inputs[0], *operands]
-    become(node, "DynamicQuantizeMatMul", given if bias is None else [*given, None, bias], {})
+    given = [node.inputs[0], *expander.add(graph, node)]
+    bias = node.inputs[nbits.BIAS_INDEX] if len(node.inputs) > nbits.BIAS_INDEX else None
+    if bias is not None:
+        given += [None] * (dynamic_int8.BIAS_INDEX - len(given)) + [bias]
+    become(node, "DynamicQuantizeMatMul", given, {})
 
 
 class _Expander:
@@ -125,13 +126,11 @@ class _Expander:
         bits, width, rows = (product.attributes.get_int(name, 4) for name in ("bits", "K", "N"))
         given = [self._copy(codes), self._copy(scales), self._width(width)]
         results = self._ops.op_multi_out(f"Expand{bits}Bits", given, domain=OWN_DOMAIN, num_outputs=2)
-        inputs = []
-        for result, ending, dtype, shape in zip(
-            results, ("int8", "steps"), (ir.DataType.INT8, ir.DataType.FLOAT), ((width, rows), (rows,)), strict=True
-        ):
-            for value in (result, port := ir.Value()):
+        shapes = {"int8": (ir.DataType.INT8, (width, rows)), "steps": (ir.DataType.FLOAT, (rows,))}
+        inputs = [ir.Value() for _ in shapes]
+        for result, taken, (ending, (dtype, shape)) in zip(results, inputs, shapes.items(), strict=True):
+            for value in (result, taken):
                 value.name, value.shape, value.type = f"{codes.name}.{ending}", ir.Shape(shape), ir.TensorType(dtype)
-            inputs.append(port)
         graph.inputs.extend(inputs)
         self._outputs.extend(results)
         self.bytes += (width + 4) * rows

@@ -45,10 +45,12 @@ def resolve_expand(wish: Expand, component: Component, adapted: bool, device: De
     """
     can = component.variant(adapted).int8 is not None and not device.on_gpu
     if wish == "on":
+        if device.on_gpu:
+            raise UsageError("weights are expanded on a CPU alone; leave expand away, or take device cpu")
         if not can:
             raise UsageError(
-                f"nothing can be expanded: {component.name} has no weights of 4 bits on a CPU, or was quantized by an "
-                "older version; leave expand away"
+                f"{component.name} has nothing to expand: its bundle is not of 4 bits, or was quantized by an older "
+                "version; leave expand away"
             )
         if saturates():
             raise DeviceUnavailableError("to expand weights needs a processor with VNNI; leave expand away")

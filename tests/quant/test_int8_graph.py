@@ -24,6 +24,7 @@ from pochade.runtime import expanded, session
 from pochade.runtime.image import save_image
 from pochade.runtime.ort import ort
 from pochade.runtime.pipeline import Pipeline, Result
+from pochade.runtime.providers import Device
 from pochade.runtime.receipt import repeat_picture
 from tests.quant.graphs import initializers, operators, relative_error, run, save_linear
 
@@ -171,8 +172,12 @@ def write_lora(pipe: Pipeline, path: Path) -> Path:
 
 
 def test_what_cannot_be_expanded_says_so(int4: Path, bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UsageError, match="nothing can be expanded: transformer has no weights of 4 bits"):
+    with pytest.raises(UsageError, match="transformer has nothing to expand"):
         paint(bundles["monetico-tiny"], expand="on")
+    component, card = Bundle.open(int4).manifest.components["transformer"], Device("cuda", required=False)
+    assert expanded.resolve_expand("auto", component, False, card, 100) == "off"
+    with pytest.raises(UsageError, match="on a CPU alone"):
+        expanded.resolve_expand("on", component, False, card, 100)
     with pytest.raises(UsageError, match="expand is 'maybe'; choose auto, on, off"):
         pochade.load(int4, device="cpu", expand="maybe")  # type: ignore[arg-type]
     monkeypatch.setattr(expanded, "saturates", lambda: True)
