@@ -96,12 +96,22 @@ class PackedWeights:
             write(unfinished / GRAPH)
             sizes = {path.name: path.stat().st_size for path in unfinished.iterdir()}
             (unfinished / SIZES).write_text(json.dumps(sizes), "utf-8")
-            self.drop(key)
-            unfinished.rename(self.folder / key)
+            self._name(unfinished, key)
         except Exception:  # a full disk, another process that was faster, or ONNX Runtime's dozen types
             shutil.rmtree(unfinished, ignore_errors=True)
         self._trim(key)
         return self.find(key)
+
+    def _name(self, unfinished: Path, key: str) -> None:
+        """Let what is complete be found, unless another process was faster: it may be reading what it wrote."""
+        try:
+            unfinished.rename(self.folder / key)
+        except OSError:
+            if self.find(key) is not None:
+                raise
+            # What is there is damaged.
+            self.drop(key)
+            unfinished.rename(self.folder / key)
 
     def drop(self, key: str) -> None:
         """Remove what is kept under a key, if anything is and nobody has it open where that matters."""
