@@ -16,10 +16,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir import tape
 
 from pochade.gpu_graph import OWN_DOMAIN, ROUNDED_ATTENTION
-from pochade.quant.streamed import Array
+from pochade.quant.functions import FunctionTape
 from pochade.quant.surgery import MICROSOFT
 
 OPERATOR = "MultiHeadAttention"
@@ -76,65 +75,34 @@ def _width(node: ir.Node) -> int | None:
 def _function(name: str, heads: int, scale: float, opset: int) -> ir.Function:
     """Rounded attention of so many heads, whose attributes are those of the exact one and say nothing new."""
     queries, keys, values = given = [ir.Value(name=each) for each in ("queries", "keys", "values")]
-    ops = tape.Tape()
-    constants = _Constants(ops)
+    ops = FunctionTape()
     q, q_scale, q_zero = ops.op_multi_out("DynamicQuantizeLinear", [queries], num_outputs=3)
-    k, k_scale = _signed(ops, keys, constants)
-    v, v_scale = _signed(ops, values, constants)
+    k, k_scale = _signed(ops, keys)
+    v, v_scale = _signed(ops, values)
     # Codes are moved after rounding: a quarter of the bytes.
-    split = constants.integers(0, 0, heads, -1)
+    split = ops.integers(0, 0, heads, -1)
     q, v = (ops.op("Transpose", [ops.op("Reshape", [codes, split])], BY_HEADS) for codes in (q, v))
     k = ops.op("Transpose", [ops.op("Reshape", [k, split])], {"perm": [0, 2, 3, 1]})
-    q_scale = ops.op("Mul", [q_scale, constants.number(scale)])
+    q_scale = ops.op("Mul", [q_scale, ops.number(scale)])
     parts = ([x] if heads == 1 else _split(ops, x, heads) for x in (q, k, v))
-    mixed = [_attend(ops, (*part, q_scale, k_scale, v_scale, q_zero), constants) for part in zip(*parts, strict=True)]
+    mixed = [_attend(ops, (*part, q_scale, k_scale, v_scale, q_zero)) for part in zip(*parts, strict=True)]
     together = mixed[0] if heads == 1 else ops.op("Concat", mixed, {"axis": 1})
-    joined = ops.op("Reshape", [ops.op("Transpose", [together], BY_HEADS), constants.integers(0, 0, -1)])
-    imports = {"": opset, MICROSOFT: 1}
-    graph = ir.Graph(given, [joined], nodes=ops.nodes, opset_imports=imports, name=name)
-    return ir.Function(
-        OWN_DOMAIN,
-        name,
-        graph=graph,
-        attributes=[ir.Attr(each, kind, None) for each, kind in ATTRIBUTES.items()],
-    )
+    joined = ops.op("Reshape", [ops.op("Transpose", [together], BY_HEADS), ops.integers(0, 0, -1)])
+    return ops.function(name, given, [joined], opset, ATTRIBUTES)
 
 
-class _Constants:
-    """Constants of a function, made when first asked for."""
-
-    def __init__(self, ops: tape.Tape) -> None:
-        self._ops = ops
-        self._known: dict[str, ir.Value] = {}
-
-    def get(self, name: str, array: Array) -> ir.Value:
-        """The constant of that name."""
-        if name not in self._known:
-            self._known[name] = self._ops.op("Constant", [], {"value": ir.Tensor(array)})
-        return self._known[name]
-
-    def integers(self, *numbers: int) -> ir.Value:
-        """A list of int64."""
-        return self.get("_".join(map(str, numbers)), np.array(numbers, np.int64))
-
-    def number(self, value: float) -> ir.Value:
-        """A float32."""
-        return self.get(f"{value:.9g}", np.array(value, np.float32))
-
-
-def _attend(ops: tape.Tape, given: tuple[ir.Value, ...], constants: _Constants) -> ir.Value:
+def _attend(ops: FunctionTape, given: tuple[ir.Value, ...]) -> ir.Value:
     """Attention of one head, (images, 1, tokens, numbers).
 
     Args:
         ops: to add to.
         given: codes of Q, of K transposed and of V, the scales of all three, and the zero point of Q.
-        constants: of the graph.
     """
     q, k, v, q_scale, k_scale, v_scale, q_zero = given
     scores = ops.op("MatMulIntegerToFloat", [q, k, q_scale, k_scale, q_zero], domain=MICROSOFT)
     p = ops.op("Softmax", [scores], {"axis": -1})
-    last = constants.integers(-1)
-    p_scales = ops.op("Mul", [ops.op("ReduceMax", [p, last]), constants.number(1 / 255)])
+    last = ops.integers(-1)
+    p_scales = ops.op("Mul", [ops.op("ReduceMax", [p, last]), ops.number(1 / 255)])
     # QuantizeLinear takes one scale for each index of an axis, so all rows have to lie along the first.
     table = ops.op("Concat", [last, ops.op("Shape", [p], {"start": 3})], {"axis": 0})
     rows = ops.op("QuantizeLinear", [ops.op("Reshape", [p, table]), ops.op("Reshape", [p_scales, last])], {"axis": 0})
@@ -143,12 +111,12 @@ def _attend(ops: tape.Tape, given: tuple[ir.Value, ...], constants: _Constants) 
     return ops.op("Mul", [mixed, ops.op("Mul", [p_scales, v_scale])])
 
 
-def _split(ops: tape.Tape, x: ir.Value, heads: int) -> Sequence[ir.Value]:
+def _split(ops: FunctionTape, x: ir.Value, heads: int) -> Sequence[ir.Value]:
     return ops.op_multi_out("Split", [x], {"axis": 1, "num_outputs": heads}, num_outputs=heads)
 
 
-def _signed(ops: tape.Tape, value: ir.Value, constants: _Constants) -> tuple[ir.Value, ir.Value]:
+def _signed(ops: FunctionTape, value: ir.Value) -> tuple[ir.Value, ir.Value]:
     """A tensor as int8 codes, and their scale."""
     peak = ops.op("ReduceMax", [ops.op("Abs", [value])], {"keepdims": 0})
-    scale = ops.op("Mul", [peak, constants.number(1 / 127)])
-    return ops.op("QuantizeLinear", [value, scale, constants.get("zero", np.array(0, np.int8))]), scale
+    scale = ops.op("Mul", [peak, ops.number(1 / 127)])
+    return ops.op("QuantizeLinear", [value, scale, ops.constant("zero", np.array(0, np.int8))]), scale

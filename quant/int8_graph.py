@@ -16,14 +16,14 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir import tape
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from pochade.component import Component, Int8Graph
 from pochade.gpu_graph import OWN_DOMAIN
 from pochade.quant import dynamic_int8, nbits
+from pochade.quant.functions import FunctionTape
 from pochade.quant.scheme import Scheme
-from pochade.quant.surgery import become
+from pochade.quant.surgery import become, register
 from pochade.session_memory import weight_bytes
 
 REPEATED = ("transformer",)
@@ -67,13 +67,13 @@ def save_int8_graph(path: Path, can_round: Callable[[str], bool] = lambda _: Tru
     products = [node for node in model.graph if _can_expand(node) and can_round(_weight(node))]
     if not products:
         return None
-    expander = _Expander()
+    expander = _Expander(model.graph.opset_imports[""])
     for node in products:
         _expand(model.graph, node, expander)
     RemoveUnusedNodesPass()(model)
     target, expands = (path.with_name(f"{path.stem}.{ending}.onnx") for ending in ("int8", "expand"))
     ir.save(model, target)
-    ir.save(expander.model(model.ir_version, model.graph.opset_imports[""]), expands)
+    ir.save(expander.model(model.ir_version), expands)
     return Int8Graph(target.name, expands.name, weight_bytes(model) + expander.bytes)
 
 
@@ -105,10 +105,9 @@ def _expand(graph: ir.Graph, node: ir.Node, expander: _Expander) -> None:
 class _Expander:
     """The graph that gives expanded weights, in the making."""
 
-    def __init__(self) -> None:
-        self._ops = tape.Tape()
-        self._initializers: list[ir.Value] = []
-        self._outputs: list[ir.Value] = []
+    def __init__(self, opset: int) -> None:
+        self._opset = opset
+        self._graph = ir.Graph([], [], nodes=[], opset_imports={"": opset, OWN_DOMAIN: 1}, name="expander")
         self._widths: dict[int, ir.Value] = {}
         self._known: dict[str, list[ir.Value]] = {}
         self.bytes = 0
@@ -124,78 +123,57 @@ class _Expander:
 
     def _add(self, graph: ir.Graph, product: ir.Node, codes: ir.Value, scales: ir.Value) -> list[ir.Value]:
         bits, width, rows = (product.attributes.get_int(name, 4) for name in ("bits", "K", "N"))
-        given = [self._copy(codes), self._copy(scales), self._width(width)]
-        results = self._ops.op_multi_out(f"Expand{bits}Bits", given, domain=OWN_DOMAIN, num_outputs=2)
+        given = [*(self._read(value) for value in (codes, scales)), self._width(width)]
+        node = ir.node(f"Expand{bits}Bits", given, domain=OWN_DOMAIN, num_outputs=2)
         shapes = {"int8": (ir.DataType.INT8, (width, rows)), "steps": (ir.DataType.FLOAT, (rows,))}
         inputs = [ir.Value() for _ in shapes]
-        for result, taken, (ending, (dtype, shape)) in zip(results, inputs, shapes.items(), strict=True):
+        for result, taken, (ending, (dtype, shape)) in zip(node.outputs, inputs, shapes.items(), strict=True):
             for value in (result, taken):
                 value.name, value.shape, value.type = f"{codes.name}.{ending}", ir.Shape(shape), ir.TensorType(dtype)
         graph.inputs.extend(inputs)
-        self._outputs.extend(results)
+        self._graph.append(node)
+        self._graph.outputs.extend(node.outputs)
         self.bytes += (width + 4) * rows
         return inputs
 
-    def _copy(self, value: ir.Value) -> ir.Value:
-        """An initializer of this graph, read from the same place."""
-        assert value.const_value is not None and value.dtype is not None
-        copied = ir.Value(
-            name=value.name, shape=value.shape, type=ir.TensorType(value.dtype), const_value=value.const_value
-        )
-        self._initializers.append(copied)
-        return copied
+    def _read(self, value: ir.Value) -> ir.Value:
+        """An initializer of this graph, from where that of the other one lies."""
+        assert value.const_value is not None, f"{value.name} is computed"
+        return register(self._graph, value.const_value)
 
     def _width(self, width: int) -> ir.Value:
         if width not in self._widths:
-            tensor = ir.Tensor(np.array([width]), name=f"width_{width}")
-            self._widths[width] = ir.Value(
-                name=tensor.name, shape=ir.Shape((1,)), type=ir.TensorType(ir.DataType.INT64), const_value=tensor
-            )
-            self._initializers.append(self._widths[width])
+            self._widths[width] = register(self._graph, ir.Tensor(np.array([width]), name=f"width_{width}"))
         return self._widths[width]
 
-    def model(self, ir_version: int, opset: int) -> ir.Model:
+    def model(self, ir_version: int) -> ir.Model:
         """The model."""
-        imports = {"": opset, OWN_DOMAIN: 1}
-        graph = ir.Graph(
-            [],
-            self._outputs,
-            nodes=self._ops.nodes,
-            initializers=self._initializers,
-            opset_imports=imports,
-            name="expander",
-        )
-        functions = [_function(bits, opset) for bits in (4, 8)]
-        return ir.Model(graph, ir_version=ir_version, producer_name="pochade", functions=functions)
+        functions = [_function(bits, self._opset) for bits in (4, 8)]
+        return ir.Model(self._graph, ir_version=ir_version, producer_name="pochade", functions=functions)
 
 
 def _function(bits: int, opset: int) -> ir.Function:
     """How codes (rows, blocks, bytes) and scales (rows, blocks) become codes (width, rows) int8 and scales (rows)."""
-    ops = tape.Tape()
-    codes, scales, width = (ir.Value(name=name) for name in ("codes", "scales", "width"))
-
-    def constant(array: np.ndarray) -> ir.Value:
-        return ops.op("Constant", [], {"value": ir.Tensor(array)})
-
+    ops = FunctionTape()
+    codes, scales, width = given = [ir.Value(name=name) for name in ("codes", "scales", "width")]
     if bits == 4:
         byte = np.arange(256)
         # What the two codes in a byte stand for, the lower half first.
-        levels = constant((np.stack((byte & 15, byte >> 4), 1) - 8).astype(np.float32))
+        levels = ops.constant("levels", (np.stack((byte & 15, byte >> 4), 1) - 8).astype(np.float32))
         numbers = ops.op("Gather", [levels, ops.op("Cast", [codes], {"to": int(ir.DataType.INT32)})])
-        numbers = ops.op("Reshape", [numbers, constant(np.array([0, 0, -1]))])
+        numbers = ops.op("Reshape", [numbers, ops.integers(0, 0, -1)])
     else:
         numbers = ops.op("Cast", [codes], {"to": int(ir.DataType.FLOAT)})
-        numbers = ops.op("Sub", [numbers, constant(np.array(128, np.float32))])
-    first, second = constant(np.array([0])), constant(np.array([1]))
-    scaled = ops.op("Mul", [numbers, ops.op("Unsqueeze", [scales, constant(np.array([2]))])])
-    rows = ops.op("Slice", [ops.op("Reshape", [scaled, constant(np.array([0, -1]))]), first, width, second])
+        numbers = ops.op("Sub", [numbers, ops.number(128)])
+    first, second = ops.integers(0), ops.integers(1)
+    scaled = ops.op("Mul", [numbers, ops.op("Unsqueeze", [scales, ops.integers(2)])])
+    rows = ops.op("Slice", [ops.op("Reshape", [scaled, ops.integers(0, -1)]), first, width, second])
     # Two reductions rather than one of Abs, which would be another copy.
     greatest, least = (ops.op(name, [rows, second], {"keepdims": 0}) for name in ("ReduceMax", "ReduceMin"))
     peak = ops.op("Max", [greatest, ops.op("Neg", [least])])
-    step = ops.op("Mul", [peak, constant(np.array(1 / 127, np.float32))])
-    step = ops.op("Max", [step, constant(np.array(LEAST, np.float32))])
+    step = ops.op("Mul", [peak, ops.number(1 / 127)])
+    step = ops.op("Max", [step, ops.number(LEAST)])
     zero = ops.op("Cast", [ops.op("Sub", [step, step])], {"to": int(ir.DataType.INT8)})
     rounded = ops.op("QuantizeLinear", [rows, step, zero], {"axis": 0})
     outputs = [ops.op("Transpose", [rounded], {"perm": [1, 0]}), step]
-    graph = ir.Graph([codes, scales, width], outputs, nodes=ops.nodes, opset_imports={"": opset}, name=f"expand{bits}")
-    return ir.Function(OWN_DOMAIN, f"Expand{bits}Bits", graph=graph, attributes=[])
+    return ops.function(f"Expand{bits}Bits", given, outputs, opset, {})

@@ -5,6 +5,7 @@ Such a component runs two thirds as long and takes a byte a number of memory, on
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from pochade.errors import BundleInvalidError, CancelledError, DeviceUnavailable
 from pochade.machine import saturates
 from pochade.runtime.heap import return_freed_memory
 from pochade.runtime.ort import ort
+from pochade.runtime.plan import Way, Workload
 from pochade.runtime.providers import Device
 
 Expand = Literal["auto", "on", "off"]
@@ -63,6 +65,22 @@ def bytes_to_expand(component: Component) -> int:
         return 0
     expanded = component.int8.weights
     return expanded + int((component.memory or {})["weights"]) + min(expanded, WHILE_EXPANDING)
+
+
+def ways_to_run(component: Component, work: Workload, base: int, taken: Callable[[bool], int]) -> list[Way]:
+    """Ways to run a component on every step, the fastest first.
+
+    Args:
+        component: whose weights may be expanded.
+        work: what is asked for.
+        base: bytes that are taken already.
+        taken: bytes that it takes at work, by whether its weights are expanded.
+    """
+    ways = []
+    for expanded in {"auto": [True, False], "on": [True], "off": [False]}[work.expand]:
+        opening = bytes_to_expand(component) if expanded else 0
+        ways.append(Way(base + max(taken(expanded), opening), expanded=expanded))
+    return ways
 
 
 def expanded_weights(folder: Path, graph: Int8Graph, threads: int, options: Any) -> dict[str, Any]:

@@ -75,11 +75,6 @@ class Plan:
         return rows
 
 
-def expansions(work: Workload) -> list[bool]:
-    """Whether weights are expanded, in the order to be tried."""
-    return {"auto": [True, False], "on": [True], "off": [False]}[work.expand]
-
-
 def choose(phases: Mapping[str, Sequence[Way]], budget: int | None) -> Plan:
     """The first way of every phase that fits.
 

@@ -117,8 +117,7 @@ class ComponentSession:
                 f"{name} multiplies 8-bit numbers in its attention, which needs a processor with VNNI; take a bundle "
                 "quantized without --int8-attention"
             )
-        in_floats = takes_expanded(self.component, device.on_gpu)
-        path = bundle.component_path(name, adapted=bool(adapters), on_gpu=in_floats)
+        path = bundle.component_path(name, bool(adapters), takes_expanded(self.component, device.on_gpu))
         in_strips = computes_in_strips(self.component)
         given = dict(adapters or {})
         if expanded:
@@ -127,8 +126,8 @@ class ComponentSession:
             options = ort.RunOptions()
             stop.guard(options)
             given |= expanded_weights(bundle.path, graph, threads, options)
-            self._session = _open(bundle.path / graph.file, bundle.path, device, threads, in_strips)
-        elif packed is None or device.on_gpu or adapters or not packed.is_worthwhile(bundle, name):
+            path = bundle.path / graph.file
+        if expanded or packed is None or device.on_gpu or adapters or not packed.is_worthwhile(bundle, name):
             self._session = _open(path, bundle.path, device, threads, in_strips)
         else:
             self._session = _open_packed(path, bundle, name, device, threads, packed)

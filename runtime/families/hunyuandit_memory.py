@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from pochade.bundle import Bundle, Component
 from pochade.runtime.codec_memory import ASIDE, CodecMemory
-from pochade.runtime.expanded import bytes_to_expand
+from pochade.runtime.expanded import ways_to_run
 from pochade.runtime.pipeline import Tiling
-from pochade.runtime.plan import Way, Workload, expansions
+from pochade.runtime.plan import Way, Workload
 
 FLOAT = 4
 """Bytes."""
@@ -59,7 +59,7 @@ class MemoryModel:
         stored = int(_prepacked(transformer) * (transformer.memory or {})["weights"])
         self._more = 0 if transformer.int8 is None else transformer.int8.weights - stored
         """Of the transformer, if its weights are expanded."""
-        self._expanding = bytes_to_expand(transformer)
+        self._transformer = transformer
         self._codec = CodecMemory(components["vae_decoder"], factor, on_gpu)
         expanded = 1 if components["vae_decoder"].precision in NOT_EXPANDED else EXPANDED
         self._opening = expanded * self._weights("vae_decoder") + ASIDE
@@ -96,13 +96,9 @@ class MemoryModel:
             "text": [Way(base + encoders + ASIDE + work.adapters)],
             # What the session computes, gives, and what is copied of it so that the session can go.
             "condition": [Way(later + max(told) + 2 * ASIDE + 3 * kept + work.adapters)],
-            "denoise": [
-                Way(
-                    later + kept + max(self._loop(work, expanded) + ASIDE, self._expanding if expanded else 0),
-                    expanded=expanded,
-                )
-                for expanded in expansions(work)
-            ],
+            "denoise": ways_to_run(
+                self._transformer, work, later + kept, lambda expanded: self._loop(work, expanded) + ASIDE
+            ),
             "decode": [
                 replace(way, peak=max(way.peak, later + self._opening))
                 for way in self._codec.ways(later, work.rows, work.columns, work.images, tiling)

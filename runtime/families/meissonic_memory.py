@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from pochade.bundle import Bundle
 from pochade.runtime.codec_memory import ASIDE, CodecMemory
-from pochade.runtime.expanded import bytes_to_expand
+from pochade.runtime.expanded import ways_to_run
 from pochade.runtime.pipeline import Tiling
-from pochade.runtime.plan import Way, Workload, expansions
+from pochade.runtime.plan import Way, Workload
 
 FLOAT = 4
 """Bytes."""
@@ -49,7 +49,7 @@ class MemoryModel:
         self._codes = components["sampler"].num_parameters // self._dim
         self._blocks = components["transformer"].precision not in ("fp32", "fp16", "int8")
         self._expanded = int8.weights if (int8 := components["transformer"].int8) is not None else 0
-        self._expanding = bytes_to_expand(components["transformer"])
+        self._transformer = components["transformer"]
         self._noise = any(spec.name == "noise" for spec in components["transformer"].inputs)
         self._codec = CodecMemory(components["vq_decoder"], factor, on_gpu)
 
@@ -76,13 +76,9 @@ class MemoryModel:
             "text": [Way(base + self._weights("text_encoder") + ASIDE + work.adapters)],
             # What the session computes, gives, and what is copied of it so that the session can go.
             "condition": [Way(base + self._weights("condition") + ASIDE + 3 * modulation + work.adapters)],
-            "denoise": [
-                Way(
-                    base + modulation + max(self._loop(work, expanded) + ASIDE, self._expanding if expanded else 0),
-                    expanded=expanded,
-                )
-                for expanded in expansions(work)
-            ],
+            "denoise": ways_to_run(
+                self._transformer, work, base + modulation, lambda expanded: self._loop(work, expanded) + ASIDE
+            ),
             "decode": self._codec.ways(base, work.rows, work.columns, work.images, tiling),
         }
 
