@@ -2,10 +2,14 @@
 
     python -m pochade.benchmarks.gpu_check [BUNDLE] [--size WxH] [--steps N] [--vram 1G 2G 4G] [--json FILE]
 
+    python -m pochade.benchmarks.gpu_check BUNDLE --checkpoint FOLDER    beside PyTorch in float16, eager and compiled
+
 What is checked, each a failure if it does not hold: every component computes on the card alone; its numbers agree with
 those of the same bundle on the CPU, on what a picture hands it; a whole picture of one seed agrees in 99 of 100 tokens,
-for models that have tokens; every limit of memory is kept. What is measured: seconds a step and a picture, and what the
-driver says that this process takes of the card, apart from the context that CUDA makes for any program.
+for models that have tokens; every limit of memory is kept, each in a process of its own. What is measured: seconds a
+step and a picture; what the driver says that a process takes of the card, apart from the context that CUDA makes for
+any program; the share of the card's rate for a large product of matrices that a pass of the transformer reaches; and
+how many times as long PyTorch takes.
 
 Ends with 1 if a check fails, with 4 if the device cannot be had. `--device cpu` tries the way without a card.
 """
@@ -14,13 +18,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +32,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 import pochade
+from pochade.benchmarks.card import card_memory, query_card
 from pochade.benchmarks.machine_card import machine_card
+from pochade.benchmarks.product_rate import SIDE, pass_operations, product_rate
+from pochade.benchmarks.speed import Case, Report, Settings, default_settings, measure, run_once
 from pochade.errors import OutOfBudgetError, PochadeError
 from pochade.runtime.ort import ort
 from pochade.runtime.pipeline import Pipeline, Result
-from pochade.runtime.probe import identity_model
-from pochade.runtime.providers import PROVIDERS
+from pochade.runtime.probe import one_node_model
+from pochade.runtime.providers import PROVIDERS, choose
+from pochade.runtime.session import ComponentSession, Stop
 from pochade.sizes import read_bytes, read_picture_size, show_bytes
 
 FORMAT_VERSION = 1
@@ -41,6 +49,9 @@ FORMAT_VERSION = 1
 LEAST_SNR = 25.0
 """Decibels between a component on the card and on the CPU: an int8 bundle rounds activations on the CPU alone, which
 leaves 36 dB between the two in the starter's transformer."""
+
+PASSES = 5
+"""That are timed, after one that warms up."""
 
 LEAST_AGREEMENT = 0.99
 """Share of a picture's tokens."""
@@ -60,6 +71,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--size", metavar="WxH", help="of the picture (default: the bundle's)")
     parser.add_argument("--steps", type=int, metavar="N", help="default: the bundle's")
     parser.add_argument("--vram", nargs="*", default=["1G", "2G", "4G"], metavar="LIMIT")
+    parser.add_argument(
+        "--checkpoint", type=Path, metavar="FOLDER", help="that it was made of: measure PyTorch on it too"
+    )
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="of that (default: 3)")
+    parser.add_argument(
+        "--side", type=int, default=SIDE, help=f"of the matrices that tell the card's rate (default: {SIDE})"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there")
     args = parser.parse_args(argv)
     settings: dict[str, Any] = {"seed": SEED}
@@ -68,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.steps:
         settings["num_inference_steps"] = args.steps
     try:
-        report = examine(args.bundle, args.device, settings, args.vram)
+        report = examine(args.bundle, args.device, settings, args.vram, args.checkpoint, args.rounds, args.side)
     except PochadeError as error:
         print(error, file=sys.stderr)
         return error.exit_code
@@ -78,11 +96,29 @@ def main(argv: list[str] | None = None) -> int:
     return int(bool(report["failures"]))
 
 
-def examine(model: str, device: str, settings: Mapping[str, Any], limits: list[str]) -> dict[str, Any]:
+def examine(
+    model: str,
+    device: str,
+    settings: Mapping[str, Any],
+    limits: Sequence[str] = (),
+    checkpoint: Path | None = None,
+    rounds: int = 3,
+    side: int = SIDE,
+) -> dict[str, Any]:
     """Everything, as JSON writes it; `failures` names what does not hold.
+
+    Args:
+        model: bundle folder or installed name.
+        device: to check.
+        settings: of the picture.
+        limits: of memory to paint within.
+        checkpoint: that the bundle was made of, to measure PyTorch with.
+        rounds: of that comparison.
+        side: of the matrices that tell what the card does at best.
 
     Raises:
         DeviceUnavailableError: there is no such device here.
+        PochadeError: a process that measures failed.
     """
     with pochade.load(model, device=device) as card:  # refuses what cannot be had before the long part
         context = card_memory_after(lambda: _open_session(device)) if device != "cpu" else None
@@ -90,9 +126,16 @@ def examine(model: str, device: str, settings: Mapping[str, Any], limits: list[s
         with pochade.load(model, device="cpu") as processor:
             here, on_cpu = _paint(processor, settings)
         parity = [_compare(name, outputs, card.run_component(name, inputs)) for name, (inputs, outputs) in here.items()]
-    agreement = _agreement(on_cpu, on_card)
-    budgets = [_keep_to(model, device, limit, settings, context) for limit in limits]
-    failures = [f"{name} runs on {provider}" for name, provider in on_card.providers.items() if " but " in provider]
+        speed = _speed(card, here["transformer"][0], side)
+    agreement, path = _agreement(on_cpu, on_card), card.bundle.path
+    asked = default_settings(card.bundle, prompt=PROMPT, device=device, **settings)
+    budgets = [_keep_to(path, asked, limit, context) for limit in limits]
+    peers = _beside_peers(checkpoint, path, asked, rounds) if checkpoint is not None else None
+    failures = []
+    if not card.device.is_partial:  # which leaves to the CPU what it has no kernels for, and says so
+        failures += [
+            f"{name} runs on {provider}" for name, provider in on_card.providers.items() if " but " in provider
+        ]
     failures += [f"{row['component']} has {row['snr_db']} dB" for row in parity if row["snr_db"] < LEAST_SNR]
     if agreement is not None and agreement < LEAST_AGREEMENT:
         failures.append(f"{agreement:.1%} of the tokens agree")
@@ -100,15 +143,18 @@ def examine(model: str, device: str, settings: Mapping[str, Any], limits: list[s
     assert there.keys() == here.keys(), "the card ran other components than the CPU"
     return {
         "format_version": FORMAT_VERSION,
-        "machine": machine_card() | {"card": _query("name,driver_version,memory.total")},
+        "machine": machine_card() | {"card": query_card("name,driver_version,memory.total")},
         "bundle": {"name": card.bundle.manifest.name, "sha256": card.bundle.digest},
         "device": device,
         "settings": {key: value for key, value in on_card.settings.items() if key != "prompt"},
         "providers": dict(on_card.providers),
+        "notes": list(on_card.notes),
         "parity": parity,
         "token_agreement": agreement,
         "context_bytes": context,
         "budgets": budgets,
+        "speed": speed,
+        "peers": peers,
         "seconds": _seconds(on_card) | {"cpu": _seconds(on_cpu)},
         "failures": failures,
     }
@@ -147,20 +193,47 @@ def _agreement(one: Result, other: Result) -> float | None:
     return float(np.mean([(a == b).mean() for a, b in pairs])) if pairs else None
 
 
-def _keep_to(model: str, device: str, limit: str, settings: Mapping[str, Any], context: int | None) -> dict[str, Any]:
-    """A picture within a limit: what was planned, and what the driver saw."""
-    ram, vram = (limit, None) if device == "cpu" else (None, limit)
+def _keep_to(path: Path, settings: Settings, limit: str, context: int | None) -> dict[str, Any]:
+    """A picture within a limit, in a process of its own: what was planned, and what the driver saw."""
+    on_cpu = settings.device == "cpu"
+    case = replace(Case.of(path), extra={"ram" if on_cpu else "vram": limit})
     try:
-        with pochade.load(model, device=device, ram=ram, vram=vram) as pipe, watched() as peak:
-            result = pipe(PROMPT, **settings)
-            planned = pipe.plan.peak if pipe.plan is not None else None
-    except OutOfBudgetError as error:
+        figures = run_once(case, settings, cold=False)
+    except PochadeError as error:
+        if error.exit_code != OutOfBudgetError.exit_code:
+            raise
         return {"limit": limit, "refused": str(error)}
-    measured = result.peak_memory if device == "cpu" else peak()
+    measured = figures["peak_rss" if on_cpu else "peak_vram"]
     if measured is not None and context is not None:
         measured -= context
     kept = None if measured is None else measured <= read_bytes(limit, "limit")
-    return {"limit": limit, "planned": planned, "measured": measured, "kept": kept}
+    row = {"limit": limit, "planned": figures["planned_peak"], "measured": measured, "kept": kept}
+    return row | {"plan": figures["plan"], "providers": figures["providers"]}
+
+
+def _speed(pipe: Pipeline, inputs: Mapping[str, Array], side: int) -> dict[str, Any]:
+    """How much of what the card multiplies at best a pass of the transformer uses."""
+    session, taken = ComponentSession(pipe.bundle, "transformer", pipe.device, pipe.threads, Stop()), []
+    with closing(session):
+        for _ in range(PASSES + 1):
+            start = time.perf_counter()
+            session.run_numpy(inputs)  # read, since not every card has finished when a run returns
+            taken.append(time.perf_counter() - start)
+    seconds = statistics.median(taken[1:])
+    operations, rate = pass_operations(pipe.bundle, "transformer", inputs), product_rate(pipe.device, side)
+    fraction = operations / seconds / rate if session.device == pipe.device else None
+    return {"pass_seconds": seconds, "pass_operations": operations, "product_rate": rate, "fraction": fraction}
+
+
+def _beside_peers(checkpoint: Path, path: Path, settings: Settings, rounds: int) -> dict[str, Any]:
+    """The same pictures with PyTorch, taking turns."""
+    from pochade.benchmarks.peers.versus import advantages, peer_cases
+
+    dtypes = ("fp16", "fp16 compiled") if settings.device == "cuda" else ("fp32", "bf16")
+    names = [f"PyTorch {dtype}" for dtype in dtypes]
+    report = Report(settings, rounds, [Case.of(path), *peer_cases(checkpoint, None, names)])
+    measure(report, lambda what, done, total: print(f"{what} ({done + 1} of {total})", file=sys.stderr), lambda: None)
+    return report.to_json() | {"advantages": [each.to_json() for each in advantages(report)]}
 
 
 def _seconds(result: Result) -> dict[str, float]:
@@ -169,7 +242,12 @@ def _seconds(result: Result) -> dict[str, float]:
 
 
 def _open_session(device: str) -> object:
-    return ort.InferenceSession(identity_model(), providers=[PROVIDERS[device]])
+    with tempfile.NamedTemporaryFile(suffix=".onnx", delete=False) as file:
+        file.write(one_node_model())
+    try:
+        return choose(device).open(Path(file.name), ort.SessionOptions())
+    finally:
+        Path(file.name).unlink()
 
 
 def card_memory_after(make: Callable[[], object]) -> int | None:
@@ -178,44 +256,6 @@ def card_memory_after(make: Callable[[], object]) -> int | None:
     taken = card_memory()
     del made
     return taken
-
-
-def card_memory() -> int | None:
-    """Bytes of the card that this process takes, its context included; None where the driver does not tell."""
-    rows = _query("pid,used_gpu_memory", "compute-apps") or []
-    own = [row[1] for row in rows if row[0] == str(os.getpid())]
-    return int(float(own[0]) * 1024**2) if own and own[0].replace(".", "").isdigit() else None
-
-
-@contextmanager
-def watched(seconds: float = 0.05) -> Iterator[Callable[[], int | None]]:
-    """Asks for `card_memory` again and again; gives the largest so far."""
-    seen: list[int] = []
-    done = threading.Event()
-
-    def watch() -> None:
-        while not done.wait(seconds):
-            if (taken := card_memory()) is None:
-                return
-            seen.append(taken)
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield lambda: max(seen, default=None)
-    finally:
-        done.set()
-        thread.join()
-
-
-def _query(fields: str, what: str = "gpu") -> list[list[str]] | None:
-    """Rows of nvidia-smi; None without it."""
-    command = ["nvidia-smi", f"--query-{what}={fields}", "--format=csv,noheader,nounits"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines()]
 
 
 def _lines(report: Mapping[str, Any]) -> Iterator[str]:
@@ -234,6 +274,16 @@ def _lines(report: Mapping[str, Any]) -> Iterator[str]:
     seconds = report["seconds"]
     both = f"picture {seconds['total']:.3f} s, one pass {seconds['transformer']:.4f} s"
     yield f"  {both}; on the CPU {seconds['cpu']['total']:.3f} s"
+    speed = report["speed"]
+    share = "on the CPU" if speed["fraction"] is None else f"at {speed['fraction']:.0%} of that"
+    yield (
+        f"  a large product reaches {speed['product_rate'] / 1e9:.0f} GFLOP/s, a pass of the transformer, "
+        f"{speed['pass_operations'] / 1e9:.1f} GFLOP in {speed['pass_seconds']:.4f} s, computes {share}"
+    )
+    for row in (report["peers"] or {}).get("advantages", []):
+        spread = f"{row['least']:.2f} to {row['greatest']:.2f}"
+        yield f"  {row['peer']}: {row['metric']} takes {row['ratio']:.2f} times as long ({spread})"
+    yield from (f"  {note}" for note in report["notes"])
     yield from (f"FAILED: {failure}" for failure in report["failures"])
 
 

@@ -138,7 +138,15 @@ class Case:
     @property
     def peak_rss(self) -> int | None:
         """Largest peak of the processes, in bytes."""
-        return max((run["peak_rss"] for run in self.runs if run["peak_rss"]), default=None)
+        return self._peak("peak_rss")
+
+    @property
+    def peak_vram(self) -> int | None:
+        """The same of a card's memory, CUDA's context included; None where the driver tells nothing."""
+        return self._peak("peak_vram")
+
+    def _peak(self, kind: str) -> int | None:
+        return max((peak for run in self.runs if (peak := run.get(kind))), default=None)
 
     def to_json(self) -> dict[str, Any]:
         """Everything, and the medians that follow from it."""
@@ -151,6 +159,7 @@ class Case:
             "median_seconds": {name: round(value, 6) for name, value in medians.items()},
             "spread_seconds": {name: [round(v, 6) for v in spread(self.samples(name))] for name in medians},
             "peak_rss": self.peak_rss,
+            "peak_vram": self.peak_vram,
             "runs": self.runs,
         }
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pochade.bundle import Component
+from pochade.runtime.opening import takes_gpu_graph
 from pochade.runtime.pipeline import Tiling
 from pochade.runtime.plan import Way
-from pochade.runtime.session import takes_expanded
 from pochade.runtime.strips import strip_count
 
 ASIDE = 30_000_000
@@ -31,7 +31,7 @@ class CodecMemory:
         """
         memory = decoder.memory or {}
         self._weights, self._per_pixel = memory["weights"], memory["per_pixel"]
-        if decoder.gpu is not None and takes_expanded(decoder, on_gpu):
+        if decoder.gpu is not None and takes_gpu_graph(decoder, on_gpu):
             self._weights = decoder.gpu.weights
         # Strips are float32 whatever layers are kept in; beside products of 8-bit numbers there are rounded ones.
         self._strips = 16 if (decoder.quantization or {}).get("int8_convolutions") else 4

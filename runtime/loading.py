@@ -38,13 +38,15 @@ def load(
 
     Args:
         model: a bundle folder or an installed name.
-        device: `auto`, `cpu` or `cuda`. A device asked for by name is had or refused; `auto` may fall back to the
-            CPU and says so in the result.
+        device: `auto`, `cpu`, `cuda` or `webgpu`. A device asked for by name is had or refused; `auto` may fall back to
+            the CPU and says so in the result. WebGPU computes what it has kernels for, component by component, and the
+            result says what the CPU did.
         threads: per session; None takes the cores this process may use.
         ram: limit of this process's resident set, bytes or a size such as "1.5G"; calls are planned to stay below it,
             or refused. None for no limit.
         vram: the same of the card's memory that sessions take, beside the context that CUDA makes for any program;
-            their allocators are held to it. Without effect where `auto` falls back to the CPU, which the result says.
+            their allocators are held to it, on CUDA. Without effect where `auto` falls back to the CPU, which the
+            result says.
         tiling: how the codec works, see `Tiling`.
         expand: whether a model of 4 bits a weight expands them to 8 when it is opened, see `Expand`: two thirds of the
             time, at twice the memory for weights, and on a CPU with VNNI alone. What was rounded to 4 bits stays so.

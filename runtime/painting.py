@@ -19,6 +19,7 @@ from pochade.runtime.image import to_image
 from pochade.runtime.memory import peak_memory
 from pochade.runtime.pipeline import Pipeline, Result, Tiling
 from pochade.runtime.plan import Plan, Way, Workload
+from pochade.runtime.providers import CPU
 from pochade.runtime.session import ComponentSession
 from pochade.runtime.strips import strip_count
 
@@ -115,7 +116,11 @@ class PaintingPipeline(Pipeline, Generic[R]):
             dict(self._timings),
             peak_memory(),
             dict(self._providers),
-            tuple(notes) + ((f"painted on the CPU: {self.device.note}",) if self.device.note else ()),
+            (
+                *notes,
+                *([f"painted on the CPU: {self.device.note}"] if self.device.note else []),
+                *self._fallen.values(),
+            ),
             dict(self._components),
         )
 
@@ -130,7 +135,8 @@ class PaintingPipeline(Pipeline, Generic[R]):
         Tokens not yet kept are as they were drawn, latents have their noise.
         """
         # Not _open: a preview belongs neither to the run's providers nor to what an observer is told of it.
-        session = ComponentSession(self.bundle, self.decoder, self.device, self.threads, self._stop)
+        device = CPU if self._way("decode").on_cpu else self.device
+        session = ComponentSession(self.bundle, self.decoder, device, self.threads, self._stop)
         with contextlib.closing(session) as decoder:
             image = self._picture(decoder, state())
         image.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
@@ -143,7 +149,7 @@ class PaintingPipeline(Pipeline, Generic[R]):
 
     def _picture(self, decoder: ComponentSession, state: NDArray[Any]) -> Image.Image:
         rows, columns = state.shape[-2:]
-        count = strip_count(rows, columns, self._factor, self.device.on_gpu) if self.tiling != "off" else 1
+        count = strip_count(rows, columns, self._factor, decoder.device.on_gpu) if self.tiling != "off" else 1
         recompute = np.array(self._way("decode").recompute)
         inputs = {self.decoder_input: state, "strips": np.array([count]), "recompute": recompute}
         # Meissonic's bundles of revision 2 know no recompute.

@@ -25,8 +25,8 @@ from pochade.runtime.heap import return_freed_memory
 from pochade.runtime.lora import Lora, LoraNames, open_lora, stacked
 from pochade.runtime.memory import BARE_PROCESS, resident_memory
 from pochade.runtime.packed import PackedWeights
-from pochade.runtime.plan import Plan, Way, choose
-from pochade.runtime.providers import Device
+from pochade.runtime.plan import ON_CPU, Plan, Way, choose, with_split
+from pochade.runtime.providers import CPU, Device
 from pochade.runtime.session import ComponentSession, ComponentTimes, Observer, Stop
 
 Tiling = Literal["auto", "on", "off"]
@@ -119,6 +119,10 @@ class Pipeline(ABC):
         self._providers: dict[str, str] = {}
         self._timings: dict[str, float] = {}
         self._components: dict[str, ComponentTimes] = {}
+        self._now: str | None = None
+        """The phase that the present call is in, as far as it runs in one piece."""
+        self._fallen: dict[str, str] = {}
+        """Why a component does not run on the device."""
         self._read_bundle(bundle)
 
     @abstractmethod
@@ -256,7 +260,7 @@ class Pipeline(ABC):
         if self._closed:
             raise UsageError("the pipeline is closed; load the bundle again")
         self._stop = Stop()
-        self._providers, self._timings, self._components = {}, {}, {}
+        self._providers, self._timings, self._components, self._fallen = {}, {}, {}, {}
 
     def _plan(self, ways: Callable[[int], Mapping[str, Sequence[Way]]] | None) -> Plan | None:
         """How to keep a call within the limit; None where there is none and the bundle does not tell enough.
@@ -274,9 +278,10 @@ class Pipeline(ABC):
             raise BundleInvalidError(
                 str(self.bundle.path), ["a memory limit needs what it does not tell, being an old one; export it again"]
             )
-        # A card's limit counts what sessions take, beside the context that CUDA makes for any program.
-        taken = (resident_memory() or BARE_PROCESS) if self.device.name == "cpu" else 0
-        return choose(ways(taken), self.memory_limit)
+        if self.device.on_gpu:
+            # A card's limit counts what sessions take, beside the context that CUDA makes for any program.
+            return choose(with_split(ways(0)), self.memory_limit)
+        return choose(ways(resident_memory() or BARE_PROCESS), self.memory_limit)
 
     def _lora_settings(self) -> dict[str, Any]:
         """For a picture's settings; nothing without adapters."""
@@ -293,11 +298,13 @@ class Pipeline(ABC):
 
     @contextlib.contextmanager
     def _phase(self, phase: str) -> Iterator[None]:
-        """Add the time spent inside to the phase's timing."""
+        """Add the time spent inside to the phase's timing; what is opened inside runs where the plan says."""
         start = time.perf_counter()
+        self._now = phase
         try:
             yield
         finally:
+            self._now = None
             self._timings[phase] = self._timings.get(phase, 0.0) + time.perf_counter() - start
 
     @contextlib.contextmanager
@@ -318,10 +325,14 @@ class Pipeline(ABC):
         source = bundle or self.bundle
         lora = source.manifest.components[name].lora if source is self.bundle else None
         adapters = stacked(self._loras, name, lora.dtype) if lora is not None else {}
+        aside = self._now is not None and self._way(self._now).on_cpu
+        device = CPU if aside else self.device
         session = ComponentSession(
-            source, name, self.device, self.threads, self._stop, self.observer, times, adapters, self.packed, expanded
+            source, name, device, self.threads, self._stop, self.observer, times, adapters, self.packed, expanded
         )
         self._providers[called or name] = str(session.placement)
+        if note := session.note or (f"{name} runs {ON_CPU.means}" if aside else ""):
+            self._fallen[called or name] = note
         try:
             yield session
         finally:

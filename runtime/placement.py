@@ -24,6 +24,10 @@ SHAPE_OPERATORS = frozenset(
 """Operators that every provider has. One of them on the CPU is arithmetic on lengths, which ONNX Runtime keeps there on
 purpose: a graph that waits for the card to know a shape is slower."""
 
+INDEX_OPERATORS = frozenset({"ArgMax", "NonZero", "ReduceSum", "ScatterElements"})
+"""Operators that WebGPU has for floats, or not at all. One of them on the CPU computes on whole numbers, of which there
+is one a token: some kilobytes cross the bus."""
+
 
 @dataclass(frozen=True)
 class Placement:
@@ -35,11 +39,18 @@ class Placement:
     """How many it computes, subgraphs included; 0 where nothing was recorded."""
     strays: Mapping[str, int]
     """Operators that the CPU computes in its place, and how many nodes of each; shape arithmetic is none."""
+    attentions: int = 0
+    """How many of its nodes are fused attention."""
 
     def __str__(self) -> str:
         if not self.strays:
             return self.provider
         return f"{self.provider}, but {self.strays_in_words} on {CPU}"
+
+    @property
+    def is_covered(self) -> bool:
+        """Whether the CPU computes nothing but shapes and indices."""
+        return INDEX_OPERATORS.issuperset(self.strays)
 
     @property
     def strays_in_words(self) -> str:
@@ -70,7 +81,7 @@ def judge(provider: str, nodes: Iterable[tuple[str, str]]) -> Placement:
         if place != provider and operator not in SHAPE_OPERATORS
     }
     own = sum(count for (place, _), count in counts.items() if place == provider)
-    return Placement(provider, own, strays)
+    return Placement(provider, own, strays, counts[provider, "MultiHeadAttention"])
 
 
 def _recorded(session: Any) -> Iterable[tuple[str, str]]:

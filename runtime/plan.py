@@ -43,10 +43,14 @@ class Way:
     """Compute the codec's largest layers again instead of keeping them."""
     expanded: bool = False
     """Expand weights of few bits to 8 bits a number."""
+    on_cpu: bool = False
+    """Leave a graphics card to the other phases."""
 
     @property
     def means(self) -> str:
         """What is done to save memory or, with some of it, time."""
+        if self.on_cpu:
+            return "on the CPU, as the card has too little memory"
         if self.expanded:
             return "weights are expanded to 8 bits"
         return "the codec computes its largest layers twice" if self.recompute else ""
@@ -73,6 +77,19 @@ class Plan:
         for name, way in self.phases.items():
             rows.append(f"  {name:10}{show_bytes(way.peak):>9}" + (f"  {way.means}" if way.means else ""))
         return rows
+
+
+ON_CPU = Way(0, on_cpu=True)
+"""What takes none of a card's memory."""
+
+
+def with_split(phases: Mapping[str, Sequence[Way]]) -> dict[str, list[Way]]:
+    """Ways on a graphics card, and last for every phase that runs once: on the CPU.
+
+    Args:
+        phases: ways on the card alone. What runs on every step stays there, or nothing would be left to want one for.
+    """
+    return {name: [*ways, *([] if name == "denoise" else [ON_CPU])] for name, ways in phases.items()}
 
 
 def choose(phases: Mapping[str, Sequence[Way]], budget: int | None) -> Plan:

@@ -5,19 +5,24 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 from pochade.errors import DeviceUnavailableError, UsageError
+from pochade.runtime import webgpu
 from pochade.runtime.ort import ort
-from pochade.runtime.probe import why_not
+from pochade.runtime.probe import FLOAT, FLOAT16, why_not
 
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "webgpu": webgpu.PROVIDER}
 """Execution provider of each device name."""
 
 FLAVOUR = (
     'install the GPU flavour alone: pip uninstall -y onnxruntime onnxruntime-gpu; pip install "pochade[gpu]" '
     "(it needs an NVIDIA driver for CUDA 13)"
 )
+
+WEBGPU_FLAVOUR = 'pip install "pochade[webgpu]"'
 
 FIXES = (
     ("libcuda.so|nvcuda.dll|no CUDA-capable device", "install NVIDIA's driver, 580 or newer, on a machine with a card"),
@@ -31,6 +36,10 @@ def fix(device: str, reason: str) -> str | None:
     """What a user can do about a device that does not load; None for the CPU, which always does."""
     if device == "cpu":
         return None
+    if device == "webgpu":
+        if webgpu.is_installed():
+            return "install the card's driver, on Linux one for Vulkan and libvulkan.so.1"
+        return f"{WEBGPU_FLAVOUR}, which brings it"
     return next((mend for pattern, mend in FIXES if re.search(pattern, reason)), FLAVOUR)
 
 
@@ -39,13 +48,22 @@ class Device:
     """Where the sessions of a pipeline run."""
 
     name: str
-    """`cpu` or `cuda`."""
+    """`cpu`, `cuda` or `webgpu`."""
     required: bool
     """Asked for by name: a component that cannot run there is an error, not a silent fall to the CPU."""
     note: str = ""
     """Why `auto` did not take something faster."""
     memory_limit: int | None = None
-    """Bytes of a card that each session's allocator may take at most."""
+    """Bytes of a card that each session's allocator may take at most; WebGPU's cannot be held to any."""
+    half: bool = True
+    """Whether it computes in float16."""
+    attends: bool = True
+    """Whether its fused attention gives what attention is."""
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether it has kernels for some components alone; the others are computed on the CPU, whole."""
+        return self.name == "webgpu"
 
     @property
     def on_gpu(self) -> bool:
@@ -57,9 +75,18 @@ class Device:
         """Execution provider name."""
         return PROVIDERS[self.name]
 
-    @property
-    def provider_list(self) -> list[str | tuple[str, dict[str, str]]]:
-        """What a session is opened with; the CPU stands behind a GPU for shape arithmetic."""
+    def open(self, path: Path, options: Any) -> Any:
+        """A session of a graph; the CPU stands behind a card for shape arithmetic.
+
+        Args:
+            path: of the graph.
+            options: of the session.
+        """
+        if self.name == "webgpu":
+            return webgpu.open_on_card(path, options)
+        return ort.InferenceSession(str(path), options, providers=self._provider_list())
+
+    def _provider_list(self) -> list[str | tuple[str, dict[str, str]]]:
         if self.name == "cpu":
             return [self.provider]
         # The allocator's habit is to double what it takes each time it needs more.
@@ -69,25 +96,33 @@ class Device:
         return [(self.provider, options), PROVIDERS["cpu"]]
 
 
+CPU = Device("cpu", required=True)
+
+
 def choose(name: str) -> Device:
     """Device for a name the user gave.
 
     Args:
-        name: `auto`, `cpu` or `cuda`. `auto` takes CUDA when its provider is installed and a session opens on it.
+        name: `auto`, `cpu`, `cuda` or `webgpu`. `auto` takes CUDA when its provider is installed and a session opens
+            on it. It never takes WebGPU, whose card may be slower than the processor beside it.
 
     Raises:
         UsageError: no such device name.
         DeviceUnavailableError: asked for by name and not to be had; says how to get it.
     """
     if name == "cpu":
-        return Device("cpu", required=True)
-    if name not in ("auto", "cuda"):
+        return CPU
+    if name not in ("auto", *PROVIDERS):
         raise UsageError(f"device {name!r} is unknown; choose auto, {', '.join(PROVIDERS)}")
-    reason = _why_not_cuda()
+    reason = webgpu.why_not_webgpu() if name == "webgpu" else _why_not_cuda()
     if reason is None:
-        return Device("cuda", required=name == "cuda")
-    if name == "cuda":
-        raise DeviceUnavailableError(f"device cuda cannot be had: {reason}; {fix('cuda', reason)}")
+        device = Device("cuda" if name == "auto" else name, required=name != "auto")
+        if name != "webgpu":
+            return device
+        half = webgpu.computes_in_half()
+        return replace(device, half=half, attends=webgpu.attends_correctly(FLOAT16 if half else FLOAT))
+    if name != "auto":
+        raise DeviceUnavailableError(f"device {name} cannot be had: {reason}; {fix(name, reason)}")
     return Device("cpu", required=False, note=reason if PROVIDERS["cuda"] in ort.get_available_providers() else "")
 
 
@@ -109,4 +144,10 @@ def _why_not_cuda() -> str | None:
     if PROVIDERS["cuda"] not in ort.get_available_providers():
         return "the installed onnxruntime has no CUDA provider"
     find_libraries()
-    return why_not(ort, PROVIDERS["cuda"])
+    return why_not_listed(PROVIDERS["cuda"])
+
+
+def why_not_listed(provider: str) -> str | None:
+    """Why no session runs on a provider that is compiled into the installed onnxruntime, or None when one does."""
+    # Without enable_fallback=0, ONNX Runtime prints to stdout and quietly takes the CPU.
+    return why_not(lambda model: ort.InferenceSession(model, providers=[provider], enable_fallback=0), provider)

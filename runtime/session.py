@@ -7,27 +7,21 @@ import weakref
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pochade.bundle import Bundle, Component
-from pochade.errors import BundleInvalidError, CancelledError, DeviceUnavailableError, UsageError
-from pochade.machine import saturates
-from pochade.runtime.expanded import expanded_weights
+from pochade.errors import CancelledError, UsageError
 from pochade.runtime.heap import return_memory_of_thread
+from pochade.runtime.opening import Opening, open_component
 from pochade.runtime.ort import ort
-from pochade.runtime.packed import PackedWeights, packed_key
-from pochade.runtime.placement import RECORD, Placement, placement
+from pochade.runtime.packed import PackedWeights
+from pochade.runtime.placement import Placement
 from pochade.runtime.providers import Device
-from pochade.runtime.strips import computes_in_strips
 
 Array = NDArray[Any]
-
-PACKED_BYTES = 100_000
-"""Weights from this size on are mapped from the data file of a packed graph."""
 
 Observer = Callable[[str, Mapping[str, Array], Mapping[str, Array]], None]
 """Told name, inputs and outputs of every component run, as arrays; calibration and scorecards listen this way."""
@@ -108,42 +102,30 @@ class ComponentSession:
         """
         start = time.perf_counter()
         self.component = bundle.manifest.components[name]
-        self.device = device
         self._stop = stop
         self._observer = observer
         self._times = ComponentTimes() if times is None else times
-        if not device.on_gpu and saturates() and (self.component.quantization or {}).get("int8_attentions"):
-            raise DeviceUnavailableError(
-                f"{name} multiplies 8-bit numbers in its attention, which needs a processor with VNNI; take a bundle "
-                "quantized without --int8-attention"
-            )
-        path = bundle.component_path(name, bool(adapters), takes_expanded(self.component, device.on_gpu))
-        in_strips = computes_in_strips(self.component)
-        given = dict(adapters or {})
-        if expanded:
-            graph = self.component.variant(bool(adapters)).int8
-            assert graph is not None, f"{name} has nothing to expand"
-            options = ort.RunOptions()
-            stop.guard(options)
-            given |= expanded_weights(bundle.path, graph, threads, options)
-            path = bundle.path / graph.file
-        if expanded or packed is None or device.on_gpu or adapters or not packed.is_worthwhile(bundle, name):
-            self._session = _open(path, bundle.path, device, threads, in_strips)
-        else:
-            self._session = _open_packed(path, bundle, name, device, threads, packed)
+        options = ort.RunOptions()
+        stop.guard(options)
+        opened = open_component(
+            bundle, self.component, device, Opening(threads, dict(adapters or {}), packed, expanded, options)
+        )
+        self.device: Device = opened.device
+        """Where it really runs."""
+        self.placement: Placement = opened.placement
+        self.note: str = opened.note
+        """Why that is not where it was to run, if it is not."""
+        self._session = opened.session
         # Where the graph wants its inputs: lengths stay on the host, which reads them, also beside a graphics card.
         self._homes = {
-            port.name: info.name.lower()
+            port.name: "cpu" if info.name == "Cpu" else self.device.name
             for port, info in zip(self._session.get_inputs(), self._session.get_input_memory_infos(), strict=True)
         }
         # Adapters and expanded weights; bound as values, since run_with_iobinding ignores ONNX Runtime's own adapters.
         self._constants = {
-            port: _value(value, device.name) if isinstance(value, np.ndarray) else value
-            for port, value in given.items()
+            port: _value(value, self.device.name) if isinstance(value, np.ndarray) else value
+            for port, value in opened.constants.items()
         }
-        self.placement: Placement = placement(self._session)
-        if device.required:
-            _check(self.placement, name, device)
         # A run blocks its thread; from a second one, Ctrl-C and close() still get through.
         self._runner = ThreadPoolExecutor(1, thread_name_prefix=f"pochade-{name}")
         self._times.opened.append(time.perf_counter() - start)
@@ -158,6 +140,8 @@ class ComponentSession:
         for name, value in self._constants.items():
             binding.bind_ortvalue_input(name, value)
         for name, value in inputs.items():
+            if not isinstance(value, np.ndarray) and value.device_name() not in ("cpu", self.device.name):
+                value = value.numpy()
             if isinstance(value, np.ndarray):
                 value = _value(value, self._homes[name])
             binding.bind_ortvalue_input(name, value)
@@ -261,91 +245,3 @@ def check_inputs(component: Component, inputs: Mapping[str, Array]) -> dict[str,
             raise UsageError(f"{component.name}: {name} has shape {array.shape}, expected {spec.shape}")
         checked[name] = array
     return checked
-
-
-def takes_expanded(component: Component, on_gpu: bool) -> bool:
-    """Whether a component runs by its graph without 8-bit activations.
-
-    Cards have no kernels for those, and on processors whose 8-bit products may overflow exact ones take convolutions as
-    long as float32 does.
-    """
-    return on_gpu or (saturates() and bool((component.quantization or {}).get("int8_convolutions")))
-
-
-def _open_packed(path: Path, bundle: Bundle, name: str, device: Device, threads: int, packed: PackedWeights) -> Any:
-    """A session on packed weights, which are written first where they are not kept yet."""
-
-    def write(target: Path) -> None:
-        _open(path, bundle.path, device, threads, False, target)
-
-    key = packed_key(bundle, name, ort.__version__)
-    kept = packed.find(key) or packed.add(key, write)
-    if kept is not None:
-        try:
-            return _open(kept, bundle.path, device, threads, False)
-        except BundleInvalidError:
-            packed.drop(key)
-    return _open(path, bundle.path, device, threads, False)
-
-
-def _open(path: Path, where: Path, device: Device, threads: int, in_strips: bool, packed_to: Path | None = None) -> Any:
-    """A session.
-
-    Args:
-        path: of the graph.
-        where: bundle to name where it cannot be opened.
-        device: to run on.
-        threads: to run with.
-        in_strips: whether the graph computes strip by strip.
-        packed_to: where to write the graph with its weights as they are packed.
-
-    Raises:
-        BundleInvalidError: ONNX Runtime cannot open it, or cannot write what it should.
-    """
-    options = ort.SessionOptions()
-    if packed_to is not None:
-        options.optimized_model_filepath = str(packed_to)
-        for key, value in (
-            ("optimized_model_external_initializers_file_name", f"{packed_to.name}.data"),
-            # Smaller ones stay in the graph: shape inference does not look into data files.
-            ("optimized_model_external_initializers_min_size_in_bytes", str(PACKED_BYTES)),
-            ("save_external_prepacked_constant_initializers", "1"),
-        ):
-            options.add_session_config_entry(f"session.{key}", value)
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    # A pattern is one block for all that is ever alive, made anew for every strip of a codec.
-    options.enable_mem_pattern = False
-    # The arena spares fresh pages and, without patterns, a fifth of a transformer's memory. A codec's layers break into
-    # strips there and leave holes, 0.3 GB of 0.9. Beside a card it stays: without it a Loop was given a number of
-    # trips that nothing had written yet.
-    options.enable_cpu_mem_arena = device.on_gpu or not in_strips
-    # Two sessions are open in the loop; a pool that spins while it waits takes the other one's cores.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if device.on_gpu:
-        options.add_session_config_entry(RECORD, "1")
-    elif saturates():
-        options.add_session_config_entry("session.x64quantprecision", "1")
-    try:
-        session = ort.InferenceSession(str(path), options, providers=device.provider_list)
-    except Exception as error:  # ONNX Runtime raises a dozen unrelated types here
-        reason = " ".join(str(error).split())
-        raise BundleInvalidError(str(where), [f"onnxruntime cannot open {path.name}: {reason}"]) from None
-    return session
-
-
-def _check(placement: Placement, component: str, device: Device) -> None:
-    """Whether a component runs where it was asked to, all of it.
-
-    Raises:
-        DeviceUnavailableError: it does not.
-    """
-    if placement.provider != device.provider:
-        raise DeviceUnavailableError(
-            f"{component} runs on {placement.provider} instead of {device.provider}; see pochade doctor"
-        )
-    if placement.strays:
-        raise DeviceUnavailableError(
-            f"{component} cannot run on {device.name} alone: the CPU would compute {placement.strays_in_words} of it; "
-            "export and quantize the model again with this version, or take --device cpu"
-        )

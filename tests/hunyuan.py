@@ -145,7 +145,7 @@ def run(path: Path, inputs: dict[str, Tensor]) -> list[Tensor]:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    # As in pochade.runtime.session: the kernel for signed weights saturates on x86 without VNNI.
+    # As in pochade.runtime.opening: the kernel for signed weights saturates on x86 without VNNI.
     options.add_session_config_entry("session.x64quantprecision", "1")
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     outputs = session.run(None, {name: value.numpy() for name, value in inputs.items()})

@@ -152,7 +152,7 @@ def as_on_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
     graph_file = Component.graph_file
     monkeypatch.setattr(Component, "graph_file", lambda self, adapted, on_gpu: graph_file(self, adapted, True))
     # The option that makes 8-bit products exact has nothing to do here, and breaks expanded weights.
-    monkeypatch.setattr("pochade.runtime.session.saturates", lambda: False)
+    monkeypatch.setattr("pochade.runtime.opening.saturates", lambda: False)
 
 
 def paint(model: Path | str, **arguments: Any) -> pochade.Result:

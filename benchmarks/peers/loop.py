@@ -12,12 +12,14 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pochade.benchmarks.card import watched_card
 from pochade.runtime.memory import peak_memory
 from pochade.runtime.rng import PhiloxNoise
 from pochade.runtime.schedulers.masked import MaskedSchedule
@@ -28,6 +30,24 @@ CHUNK = 256
 TEMPERATURE = (2.0, 0.01)
 
 Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step starts from, beside the logits."""
+
+    tokens: Array
+    """(1, height, width) int64."""
+    guidance: float
+    draw: Array
+    """Uniform numbers (cells)."""
+    keep: Array
+    """Uniform numbers (cells)."""
+    temperature: float
+    """Of the noise on confidence."""
+    num_masked: int
+    """Cells to mask again; 0 on the last step."""
+    mask_token_id: int
 
 
 class Networks(Protocol):
@@ -41,6 +61,9 @@ class Networks(Protocol):
 
     def decode(self, tokens: Array) -> Array:
         """Picture (1, 3, height, width) of a grid."""
+
+    def sample(self, step: Step, logits: list[Any]) -> Array:
+        """The next grid, of what `logits` gave for the prompt and, with guidance, for the negative prompt."""
 
 
 class Clock:
@@ -65,13 +88,16 @@ def run(load: Callable[[Mapping[str, Any], Clock], tuple[Networks, Array, Mappin
     """
     job = json.load(sys.stdin)
     clock = Clock()
-    networks, ids, scheduler = load(job, clock)
-    start = time.perf_counter()
-    paint(networks, ids, scheduler, job["settings"], clock)
+    with watched_card() if job["device"] == "cuda" else nullcontext() as card:
+        networks, ids, scheduler = load(job, clock)
+        start = time.perf_counter()
+        paint(networks, ids, scheduler, job["settings"], clock)
+        painted = time.perf_counter() - start
     figures = {
-        "picture": time.perf_counter() - start,
+        "picture": painted,
         "cpu": time.process_time(),
         "peak_rss": peak_memory(),
+        "peak_vram": card.bytes if card else None,
         "components": clock.components,
     }
     print(json.dumps(figures))
@@ -105,53 +131,38 @@ def paint(
                 logits.append(networks.logits(tokens, *text, micro, np.array([timestep], np.float32)))
         with clock("sampler"):
             draw, keep = noise.draw(0, step, tokens.size), noise.keep(0, step, tokens.size)
-            confident = float(schedule.temperatures[step])
-            tokens = sample(tokens, logits, guidance, draw, keep, confident, int(schedule.num_masked[step]), scheduler)
+            confident, masked = float(schedule.temperatures[step]), int(schedule.num_masked[step])
+            mask = int(scheduler["mask_token_id"])
+            tokens = networks.sample(Step(tokens, guidance, draw, keep, confident, masked, mask), logits)
     with clock("vq_decoder"):
         return networks.decode(tokens)
 
 
-def sample(
-    tokens: Array,
-    logits: list[Array],
-    guidance: float,
-    draw: Array,
-    keep: Array,
-    temperature: float,
-    num_masked: int,
-    scheduler: Mapping[str, Any],
-) -> Array:
-    """The next grid: a draw for every masked cell, and the least confident ones masked again.
+def sample(step: Step, logits: list[Array]) -> Array:
+    """The next grid on the host: a draw for every masked cell, and the least confident ones masked again.
 
     Args:
-        tokens: (1, height, width).
+        step: where it starts.
         logits: of the prompt and, with guidance, of the negative prompt, each (cells, codes).
-        guidance: scale.
-        draw: uniform numbers (cells).
-        keep: uniform numbers (cells).
-        temperature: of the noise on confidence.
-        num_masked: cells to mask again; 0 on the last step.
-        scheduler: mask_token_id.
     """
-    mask = scheduler["mask_token_id"]
-    flat = tokens.reshape(-1).copy()
-    rows = np.flatnonzero(flat == mask)
+    flat = step.tokens.reshape(-1).copy()
+    rows = np.flatnonzero(flat == step.mask_token_id)
     confidence = np.full(flat.size, np.inf, np.float32)
     for start in range(0, len(rows), CHUNK):
         here = rows[start : start + CHUNK]
         mixed = logits[0][here]
         if len(logits) > 1:
-            mixed = logits[1][here] + np.float32(guidance) * (mixed - logits[1][here])
+            mixed = logits[1][here] + np.float32(step.guidance) * (mixed - logits[1][here])
         p = np.exp(mixed - mixed.max(-1, keepdims=True))
         upto = p.cumsum(-1)
-        target = draw[here, None] * upto[:, -1:]
+        target = step.draw[here, None] * upto[:, -1:]
         codes = np.minimum((upto <= target).sum(-1), p.shape[1] - 1)
         flat[here] = codes
         confidence[here] = np.log(p[np.arange(len(here)), codes] / upto[:, -1])
-    if num_masked:
-        gumbel = -np.log(np.maximum(-np.log(np.maximum(keep, 1e-20)), 1e-20))
-        confidence += np.float32(temperature) * gumbel
-        count = max(1, min(len(rows) - 1, num_masked))
+    if step.num_masked:
+        gumbel = -np.log(np.maximum(-np.log(np.maximum(step.keep, 1e-20)), 1e-20))
+        confidence += np.float32(step.temperature) * gumbel
+        count = max(1, min(len(rows) - 1, step.num_masked))
         cut = np.partition(confidence, count)[count]
-        flat[confidence < cut] = mask
-    return flat.reshape(tokens.shape)
+        flat[confidence < cut] = step.mask_token_id
+    return flat.reshape(step.tokens.shape)

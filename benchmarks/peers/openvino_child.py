@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pochade.benchmarks.peers.loop import Clock, Networks, run
+from pochade.benchmarks.peers.loop import Clock, Networks, Step, run, sample
 
 Array = NDArray[Any]
 
@@ -50,6 +50,10 @@ class OpenVinoNetworks:
         """See `Networks`."""
         picture: Array = self._compiled["vq_decoder"]([tokens])[0]
         return picture
+
+    def sample(self, step: Step, logits: list[Array]) -> Array:
+        """See `Networks`."""
+        return sample(step, logits)
 
 
 def _shape(port: Any, facts: Mapping[str, Any]) -> list[int] | None:

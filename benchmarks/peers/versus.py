@@ -14,6 +14,8 @@ from pochade.export.families.meissonic import Meissonic
 PEERS: Mapping[str, tuple[str, str]] = {
     "PyTorch fp32": ("torch_child", "fp32"),
     "PyTorch bf16": ("torch_child", "bf16"),
+    "PyTorch fp16": ("torch_child", "fp16"),
+    "PyTorch fp16 compiled": ("torch_child", "fp16 compiled"),
     "OpenVINO bf16": ("openvino_child", "bf16"),
     "OpenVINO int8": ("openvino_child", "int8"),
     "OpenVINO int4": ("openvino_child", "int4"),
@@ -23,12 +25,12 @@ PEERS: Mapping[str, tuple[str, str]] = {
 RATIOS = ("step", "picture", "text", "decode")
 
 
-def peer_cases(checkpoint: Path, models: Path, names: Sequence[str]) -> Iterator[Case]:
+def peer_cases(checkpoint: Path, models: Path | None, names: Sequence[str]) -> Iterator[Case]:
     """A case for each name of PEERS.
 
     Args:
         checkpoint: in the published layout.
-        models: folder of `openvino_models`.
+        models: folder of `openvino_models`, if any of its peers is named.
         names: some of PEERS.
     """
     opened = Meissonic.open(checkpoint)
@@ -37,12 +39,14 @@ def peer_cases(checkpoint: Path, models: Path, names: Sequence[str]) -> Iterator
     )
     for name in names:
         module, variant = PEERS[name]
-        uses_files = module == "openvino_child"
-        folder = models / variant
-        size = sum(f.stat().st_size for f in folder.glob("*.bin")) if uses_files else numbers * _bytes(variant)
+        folder, size = checkpoint, numbers * _bytes(variant)
+        if module == "openvino_child":
+            assert models is not None, f"{name} needs a folder of models"
+            folder = models / variant
+            size = sum(f.stat().st_size for f in folder.glob("*.bin"))
         yield Case(
             name,
-            folder if uses_files else checkpoint,
+            folder,
             f"{module} {variant}",
             size,
             None,

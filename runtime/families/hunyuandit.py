@@ -234,9 +234,9 @@ class HunyuanDiTPipeline(PaintingPipeline[DiffusionRequest]):
         images = [*request.control_images, *([] if request.image is None else [request.image])]
         if not images:
             return []
-        count, latents = strip_count(*self._grid(request), self._factor, self.device.on_gpu), {}
-        strips = np.array([count])
+        latents: dict[int, Latent] = {}
         with self._phase("encode"), self._open("vae_encoder") as encoder:
+            strips = np.array([strip_count(*self._grid(request), self._factor, encoder.device.on_gpu)])
             for image in images:
                 if id(image) not in latents:
                     size = (request.width, request.height)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pochade.benchmarks import gpu_check
+from pochade.benchmarks import card, gpu_check
 from pochade.runtime.ort import ort
 
 HAS_CUDA = "CUDAExecutionProvider" in ort.get_available_providers()
@@ -19,7 +19,8 @@ HAS_CUDA = "CUDAExecutionProvider" in ort.get_available_providers()
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     path = tmp_path_factory.mktemp("check") / "out.json"
-    assert gpu_check.main(["--device", "cpu", "--steps", "2", "--vram", "20M", "20G", "--json", str(path)]) == 0
+    options = ["--steps", "2", "--vram", "20M", "20G", "--side", "256", "--json", str(path)]
+    assert gpu_check.main(["--device", "cpu", *options]) == 0
     found: dict[str, Any] = json.loads(path.read_text("utf-8"))
     return found
 
@@ -34,8 +35,16 @@ def test_every_component_is_compared(report: dict[str, Any]) -> None:
 def test_limits_are_refused_or_kept(report: dict[str, Any]) -> None:
     refused, kept = report["budgets"]
     assert "0.02 GB" in refused["refused"]
-    # Of the whole process, with whatever other tests left in it.
     assert kept["kept"] is True and 0 < kept["planned"] < 20 * 10**9
+    assert 0 < kept["measured"] < 500 * 10**6, "a process of its own"
+
+
+def test_the_rate_of_products_is_what_a_pass_is_held_against(report: dict[str, Any]) -> None:
+    speed = report["speed"]
+    assert speed["pass_operations"] > 10**8 and speed["product_rate"] > 10**8
+    reached = speed["pass_operations"] / speed["pass_seconds"]
+    assert speed["fraction"] == pytest.approx(reached / speed["product_rate"])
+    assert report["peers"] is None
 
 
 def test_a_component_that_differs_is_a_failure() -> None:
@@ -46,14 +55,17 @@ def test_a_component_that_differs_is_a_failure() -> None:
 
 def test_what_the_driver_says_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [["1", "77"], [str(os.getpid()), "512"]]
-    monkeypatch.setattr(gpu_check, "_query", lambda *_: rows)
-    assert gpu_check.card_memory() == 512 * 1024**2
-    with gpu_check.watched(0.001) as peak:
-        while peak() is None:
+    monkeypatch.setattr(card, "query_card", lambda *_: rows)
+    assert card.card_memory() == 512 * 1024**2
+    with card.watched_card(0.001) as peak:
+        while peak.bytes is None:
             pass
-    assert peak() == 512 * 1024**2
-    monkeypatch.setattr(gpu_check, "_query", lambda *_: [[str(os.getpid()), "[N/A]"]])
-    assert gpu_check.card_memory() is None
+    assert peak.bytes == 512 * 1024**2
+    monkeypatch.setattr(card, "query_card", lambda *_: [[str(os.getpid()), "[N/A]"]])
+    assert card.card_memory() is None
+    with card.watched_card(0.001) as peak:
+        pass
+    assert peak.bytes is None
 
 
 @pytest.mark.skipif(HAS_CUDA, reason="the GPU flavour is installed")

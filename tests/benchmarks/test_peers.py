@@ -11,17 +11,17 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from pochade.benchmarks.peers.loop import Clock, Networks, paint, sample  # noqa: E402
+from pochade.benchmarks.peers.loop import Clock, Networks, Step, paint, sample  # noqa: E402
 from pochade.benchmarks.peers.torch_child import TorchNetworks  # noqa: E402
 from pochade.benchmarks.peers.versus import PEERS, advantages, peer_cases  # noqa: E402
 from pochade.benchmarks.speed import Case, Report, Settings  # noqa: E402
 from pochade.cli import main  # noqa: E402
-from pochade.cli.bench_peers import NAMES  # noqa: E402
+from pochade.cli.bench_peers import ALL  # noqa: E402
 from pochade.export.families.meissonic import Meissonic  # noqa: E402
 from tests.golden import GOLDEN, TOLERANCE, arrays  # noqa: E402
 
 TINY = GOLDEN / "meissonic-tiny"
-MASK = {"mask_token_id": 9}
+MASK = 9
 
 
 def test_the_torch_peer_computes_the_recorded_logits() -> None:
@@ -41,7 +41,7 @@ def test_a_draw_follows_the_logits() -> None:
     shares = np.array([0.1, 0.2, 0.3, 0.4])
     logits = np.tile(np.log(shares).astype(np.float32), (cells, 1))
     tokens = np.full((1, 100, 200), 9)
-    drawn = sample(tokens, [logits], 1.0, rng.random(cells), rng.random(cells), 0.0, 0, MASK)
+    drawn = sample(Step(tokens, 1.0, rng.random(cells), rng.random(cells), 0.0, 0, MASK), [logits])
     found = np.bincount(drawn.ravel(), minlength=4) / cells
     assert np.abs(found - shares).max() < 0.015
 
@@ -52,7 +52,7 @@ def test_guidance_mixes_before_the_draw_and_known_cells_stay() -> None:
     # Only three times the difference makes code 0 certain.
     wanted[:, 0], unwanted[:, 0] = 40.0, 20.0
     half = np.full(4, 0.5)
-    drawn = sample(tokens, [wanted, unwanted], 3.0, half, half, 0.0, 0, MASK)
+    drawn = sample(Step(tokens, 3.0, half, half, 0.0, 0, MASK), [wanted, unwanted])
     assert drawn.tolist() == [[[0, 2, 0, 1]]]
 
 
@@ -61,8 +61,37 @@ def test_the_least_confident_cells_are_masked_again() -> None:
     logits = np.zeros((4, 2), np.float32)
     logits[:, 0] = (4.0, 1.0, 3.0, 2.0)
     low = np.zeros(4)
-    again = sample(tokens, [logits], 1.0, low, np.full(4, 0.5), 0.0, 2, MASK)
+    again = sample(Step(tokens, 1.0, low, np.full(4, 0.5), 0.0, 2, MASK), [logits])
     assert again.tolist() == [[[0, 9, 0, 9]]]
+
+
+def test_a_card_samples_like_the_host() -> None:
+    rng = np.random.default_rng(0)
+    tokens = np.where(rng.random((1, 16, 16)) < 0.7, MASK, 3)
+    logits = [rng.standard_normal((256, 8)).astype(np.float32) * 3 for _ in range(2)]
+    draw, keep = (rng.random(256).astype(np.float32) for _ in range(2))
+    networks = TorchNetworks(Meissonic.open(TINY), torch.float32, Clock())
+    for num_masked in (90, 0):
+        step = Step(tokens, 4.0, draw, keep, 1.5, num_masked, MASK)
+        found = networks.sample_there(step, [torch.from_numpy(each) for each in logits])
+        # A draw on the edge between two codes may fall to either side of it.
+        assert (found == sample(step, logits)).mean() > 0.99
+        assert (found == MASK).sum() == num_masked
+
+
+def test_a_compiled_peer_computes_the_same() -> None:
+    checkpoint = Meissonic.open(TINY)
+    ids = np.array([encoding.ids for encoding in checkpoint.tokenizer().encode_batch(["a cat", ""])])
+    tokens = np.full((1, 4, 4), checkpoint.scheduler["mask_token_id"])
+    given = np.array([[64, 64, 0, 0, 6.0]], np.float32), np.array([3.0], np.float32)
+    found = []
+    for compiled in (False, True):
+        networks = TorchNetworks(checkpoint, torch.float32, Clock())
+        if compiled:
+            networks.compile(ids[:1], (4, 4), backend="aot_eager")  # inductor needs a C++ compiler
+        found.append((networks.logits(tokens, *networks.encode(ids[:1]), *given), networks.decode(tokens % 8)))
+    for plain, traced in zip(*found, strict=True):
+        np.testing.assert_allclose(traced, plain, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -121,7 +150,7 @@ def test_ratios_pair_rounds() -> None:
 
 
 def test_the_command_line_knows_all_peers() -> None:
-    assert tuple(PEERS) == NAMES
+    assert set(PEERS) == set(ALL)
 
 
 def test_sizes_of_peers_are_those_of_their_weights(tmp_path: Path) -> None:
@@ -142,6 +171,21 @@ def test_the_verb_measures_beside_pytorch(
     report = json.loads(path.read_text("utf-8"))
     assert {row["metric"] for row in report["advantages"]} == {"step", "picture", "text", "decode"}
     assert all(row["ratio"] > 0 for row in report["advantages"])
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--device", "webgpu"], "bench peers measures on cpu or cuda, not on webgpu"),
+        (["--device", "cuda", "--peer", "OpenVINO int8"], "OpenVINO computes on the CPU; leave its peers away"),
+        (["--peer", "OpenVINO int8"], "OpenVINO's peers need --models FOLDER"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(
+    small_bundles: dict[str, Path], options: list[str], reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", "peers", str(TINY), str(small_bundles["meissonic-tiny"]), *options]) == 2
+    assert reason in capsys.readouterr().err
 
 
 def test_what_is_missing_is_named(

@@ -22,7 +22,7 @@ from pochade.bundle import Bundle
 from pochade.cli import doctor, info, verify
 from pochade.cli.text import brief, human_count, human_size, printable, table
 from pochade.errors import MissingExtraError
-from pochade.runtime.probe import identity_model, why_not
+from pochade.runtime.probe import FLOAT16, one_node_model, why_not
 from tests.bundles import FILES, toy_manifest, write_bundle
 
 
@@ -164,8 +164,14 @@ def fake_ort(monkeypatch: pytest.MonkeyPatch, works: Iterable[str], listed: list
         os.write(2, b"\x1b[1;31m2026 [E:onnxruntime:Default, x.cc:1 f] FAIL : no x.so with error: libx.so: not there\n")
         return FakeSession(["CPUExecutionProvider"])
 
-    fake = SimpleNamespace(__version__="9.9", get_available_providers=lambda: listed, InferenceSession=session)
-    monkeypatch.setattr("pochade.runtime.ort.ort", fake)
+    fake = SimpleNamespace(
+        __version__="9.9",
+        get_available_providers=lambda: listed,
+        InferenceSession=session,
+        preload_dlls=lambda: None,
+    )
+    for module in ("ort", "providers", "webgpu"):
+        monkeypatch.setattr(f"pochade.runtime.{module}.ort", fake)
 
 
 def distributions(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
@@ -216,10 +222,10 @@ def test_no_working_provider_ends_with_four(monkeypatch: pytest.MonkeyPatch, cap
 
 
 def test_an_exception_of_a_provider_is_its_reason() -> None:
-    def refuse(*_arguments: object, **_options: object) -> None:
+    def refuse(_model: bytes) -> None:
         raise RuntimeError("no such\nlibrary")
 
-    assert why_not(SimpleNamespace(InferenceSession=refuse), "X") == "no such library"
+    assert why_not(refuse, "X") == "no such library"
 
 
 @pytest.mark.usefixtures("no_bundles")
@@ -277,10 +283,12 @@ def test_doctor_opens_the_installed_bundles(
     assert "'tokenizer.json' is missing" in out
 
 
-def test_the_probe_is_a_model_that_onnx_accepts() -> None:
-    model = onnx.load_from_string(identity_model())
+@pytest.mark.parametrize(("arguments", "operator", "element"), [((), "Identity", 1), (("Neg", FLOAT16), "Neg", 10)])
+def test_the_probe_is_a_model_that_onnx_accepts(arguments: tuple[Any, ...], operator: str, element: int) -> None:
+    model = onnx.load_from_string(one_node_model(*arguments))
     onnx.checker.check_model(model, full_check=True)
-    assert (model.ir_version, model.opset_import[0].version, model.graph.node[0].op_type) == (10, 20, "Identity")
+    assert (model.ir_version, model.opset_import[0].version, model.graph.node[0].op_type) == (10, 20, operator)
+    assert model.graph.input[0].type.tensor_type.elem_type == element
 
 
 # machine

@@ -25,7 +25,7 @@ from pochade.quant.fidelity import Call, open_pipeline
 from pochade.quant.int8_conv import measure_ranges
 from pochade.quant.scheme import SCHEMES, STATIC, Scheme, Use
 from pochade.quant.surgery import graphs_around
-from pochade.runtime import session as sessions
+from pochade.runtime import opening
 from pochade.runtime.codec_memory import CodecMemory
 from tests.quant.graphs import relative_error, session
 
@@ -185,16 +185,16 @@ def test_processors_whose_products_overflow_take_the_second_graph(
     assert component.quantization is not None and component.quantization["int8_convolutions"] > 10
     assert component.gpu is not None and component.memory is not None
     opened: list[str] = []
-    real = sessions._open
+    real = opening._open
 
     def watched(path: Path, *rest: Any) -> Any:
         opened.append(path.name)
         return real(path, *rest)
 
-    monkeypatch.setattr(sessions, "_open", watched)
+    monkeypatch.setattr(opening, "_open", watched)
     weights = []
     for overflows in (False, True):
-        monkeypatch.setattr(sessions, "saturates", lambda overflows=overflows: overflows)
+        monkeypatch.setattr(opening, "saturates", lambda overflows=overflows: overflows)
         weights.append(CodecMemory(component, 16)._weights)
         with open_pipeline(Bundle.open(bundle.path)) as pipe:
             pipe("a red house", num_inference_steps=1, seed=1)

@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 
 import pochade
-from pochade.runtime import packed
-from pochade.runtime import session as sessions
+from pochade.runtime import opening, packed
 from pochade.runtime.packed import PackedWeights, packed_key
 
 FILES = 3
@@ -28,7 +27,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A user's own folder, in which even the starter is worth packing."""
     monkeypatch.setenv("POCHADE_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(packed, "WORTHWHILE", 100_000)
-    monkeypatch.setattr(sessions, "PACKED_BYTES", 1000)
+    monkeypatch.setattr(opening, "PACKED_BYTES", 1000)
     return tmp_path / "home"
 
 
@@ -61,13 +60,13 @@ def test_pictures_are_the_same_and_graphs_are_kept(home: Path) -> None:
 def test_what_is_kept_is_opened(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     painted(packed_cache="1G")
     opened: list[Path] = []
-    real = sessions._open
+    real = opening._open
 
     def watched(path: Path, *rest: object) -> object:
         opened.append(path)
         return real(path, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(sessions, "_open", watched)
+    monkeypatch.setattr(opening, "_open", watched)
     painted(packed_cache="1G")
     kept = [path for path in opened if home in path.parents]
     assert len(kept) == len(list((home / "packed").iterdir())) > 0

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 
 from pochade.errors import DeviceUnavailableError
+from pochade.runtime.opening import _check
 from pochade.runtime.placement import CPU, Placement, judge, placement
 from pochade.runtime.providers import Device, fix
-from pochade.runtime.session import _check
 
 CUDA = "CUDAExecutionProvider"
 

@@ -17,7 +17,13 @@ from pochade.errors import MissingExtraError, UsageError
 if TYPE_CHECKING:
     from pochade.benchmarks.peers.versus import Advantage
 
-NAMES = ("PyTorch fp32", "PyTorch bf16", "OpenVINO bf16", "OpenVINO int8", "OpenVINO int4")
+NAMES = {
+    "cpu": ("PyTorch fp32", "PyTorch bf16", "OpenVINO bf16", "OpenVINO int8", "OpenVINO int4"),
+    "cuda": ("PyTorch fp16", "PyTorch fp16 compiled"),
+}
+"""Peers that are measured on a device, unless some are named."""
+
+ALL = tuple(dict.fromkeys(name for names in NAMES.values() for name in names))
 
 
 def register(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -31,11 +37,15 @@ def register(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     )
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="folder in the published layout")
     parser.add_argument("bundles", metavar="BUNDLE", nargs="+", help="bundle made of it")
+    parser.add_argument("--models", type=Path, metavar="FOLDER", help="where OpenVINO's models are kept, made once")
     parser.add_argument(
-        "--models", type=Path, required=True, metavar="FOLDER", help="where OpenVINO's models are kept, made once"
-    )
-    parser.add_argument(
-        "--peer", action="append", choices=NAMES, metavar="NAME", help=f"repeatable (default: {', '.join(NAMES)})"
+        "--peer",
+        action="append",
+        choices=ALL,
+        metavar="NAME",
+        help="repeatable (default: "
+        + "; ".join(f"on {device} {', '.join(names)}" for device, names in NAMES.items())
+        + ")",
     )
     bench_speed.add_measuring_options(parser)
     add_verbosity(parser)
@@ -45,19 +55,23 @@ def register(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 def run(arguments: argparse.Namespace) -> int:
     """Measure."""
     bench_speed.check(arguments)
-    names = list(dict.fromkeys(arguments.peer or NAMES))
+    if arguments.device not in NAMES:
+        raise UsageError(f"bench peers measures on {' or '.join(NAMES)}, not on {arguments.device}")
+    names = list(dict.fromkeys(arguments.peer or NAMES[arguments.device]))
+    variants = [name.split()[1] for name in names if name.startswith("OpenVINO")]
+    if variants and arguments.device != "cpu":
+        raise UsageError("OpenVINO computes on the CPU; leave its peers away")
+    if variants and arguments.models is None:
+        raise UsageError("OpenVINO's peers need --models FOLDER, where its models are kept")
     wanted = ["torch", "safetensors"]
-    wanted += ["openvino", "nncf"] if any(name.startswith("OpenVINO") for name in names) else []
+    wanted += ["openvino", "nncf"] if variants else []
     if missing := [name for name in wanted if find_spec(name) is None]:
         raise MissingExtraError(
             f'bench peers needs more packages ({", ".join(missing)}): pip install "pochade[cpu,export,bench]"'
         )
-    if arguments.device != "cpu":
-        raise UsageError("bench peers measures on the CPU")
     from pochade.benchmarks.peers.versus import advantages, peer_cases
 
     report = bench_speed.prepare(arguments)
-    variants = [name.split()[1] for name in names if name.startswith("OpenVINO")]
     with ProgressBar(quiet=bool(arguments.quiet)) as bar:
         if variants:
             from pochade.benchmarks.peers.openvino_models import make

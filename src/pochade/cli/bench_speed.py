@@ -43,7 +43,7 @@ def add_measuring_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, help="denoise steps (default: the first bundle's; 4 for large pictures)")
     parser.add_argument("--guidance", type=float, help="guidance (default: the first bundle's)")
     parser.add_argument("--seed", type=int, help="of the picture (default: 7)")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or webgpu (default: cpu)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: all cores of this process)")
     parser.add_argument("--rounds", type=int, help=f"after one with a cold file cache (default: {ROUNDS})")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_ROUNDS} rounds of {QUICK_STEPS} steps at most")
@@ -132,16 +132,17 @@ def lines(report: Report) -> Iterator[str]:
         f"medians of {report.rounds} rounds"
     )
     yield ""
-    rows = [["bundle", "on disk", *METRICS.values(), "peak memory"]]
+    on_card = any(case.peak_vram for case in report.cases)
+    rows = [["bundle", "on disk", *METRICS.values(), "peak memory", *(["of the card"] if on_card else [])]]
     for case in report.cases:
         medians = [case.median(metric) if case.runs else None for metric in METRICS]
-        peak = case.peak_rss if case.runs else None
+        peaks = [case.peak_rss, *([case.peak_vram] if on_card else [])]
         rows.append(
             [
                 case.name,
                 human_size(case.bytes),
                 *("-" if value is None else seconds(value) for value in medians),
-                "-" if peak is None else human_size(peak),
+                *("-" if peak is None else human_size(peak) for peak in peaks),
             ]
         )
     yield table(rows)

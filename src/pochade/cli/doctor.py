@@ -8,9 +8,8 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from pochade import __version__, machine
 from pochade.bundle import Bundle
@@ -120,7 +119,7 @@ def examine() -> Report:
     else:
         onnxruntime = _onnxruntime(ort.__version__, None)
         names = [name for name in ort.get_available_providers() if name != _NOT_A_DEVICE]
-        providers = tuple(_provider(ort, name) for name in names)
+        providers = tuple(_providers(names))
         bundles = tuple(_bundles())
     memory = machine.memory()
     return Report(
@@ -165,17 +164,23 @@ def _onnxruntime(version: str | None, problem: str | None) -> OnnxRuntime:
     )
 
 
-def _provider(ort: Any, name: str) -> Provider:
-    """Whether a provider really loads; that it is listed only says which wheel is installed."""
-    from pochade.runtime.probe import why_not
-    from pochade.runtime.providers import PROVIDERS, find_libraries, fix
+def _providers(listed: Sequence[str]) -> Iterator[Provider]:
+    """Whether each provider really loads; that it is listed only says which wheel is installed."""
+    from pochade.runtime import webgpu
+    from pochade.runtime.providers import PROVIDERS, find_libraries, fix, why_not_listed
 
-    if name == PROVIDERS["cuda"]:
-        find_libraries()
-    device = next((device for device, provider in PROVIDERS.items() if provider == name), None)
-    reason = why_not(ort, name)
-    mend = fix(device, reason) if device and reason else None
-    return Provider(name=name, device=device, loads=reason is None, reason=reason, fix=mend)
+    devices = {provider: device for device, provider in PROVIDERS.items()}
+    for name in [name for name in listed if name != webgpu.PROVIDER]:
+        if name == PROVIDERS["cuda"]:
+            find_libraries()
+        device, reason = devices.get(name), why_not_listed(name)
+        mend = fix(device, reason) if device and reason else None
+        yield Provider(name=name, device=device, loads=reason is None, reason=reason, fix=mend)
+    # A plug-in, which no onnxruntime lists before it is registered; nothing is missing where nobody installed it.
+    if webgpu.is_installed():
+        reason = webgpu.why_not_webgpu()
+        mend = fix("webgpu", reason) if reason else None
+        yield Provider(name=webgpu.PROVIDER, device="webgpu", loads=reason is None, reason=reason, fix=mend)
 
 
 def _bundles() -> Iterator[InstalledBundle]:

@@ -94,7 +94,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         default="pochade-{seed}.png",
         help="file name; {seed} and {index} are filled in (default: pochade-{seed}.png)",
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or webgpu (default: auto)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: all cores of this process)")
     parser.add_argument("--ram", help="most memory the program may take, e.g. 1G (default: no limit)")
     parser.add_argument(

@@ -1,0 +1,193 @@
+"""Devices: WebGPU as a plug-in, components that a card has no kernels for, and phases that a card has no room for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import pochade
+from pochade.cli import main
+from pochade.errors import DeviceUnavailableError, OutOfBudgetError
+from pochade.runtime import webgpu
+from pochade.runtime.ort import ort
+from pochade.runtime.placement import CPU as CPU_PROVIDER
+from pochade.runtime.placement import Placement, judge
+from pochade.runtime.plan import ON_CPU
+from pochade.runtime.providers import CPU, PROVIDERS, Device, choose, fix
+
+CALL: dict[str, Any] = {"width": 64, "height": 64, "num_inference_steps": 2, "guidance_scale": 4.0, "seed": 3}
+
+
+class Pretended:
+    """A session on the CPU that says it is on a card, but for some operators."""
+
+    def __init__(self, session: Any, provider: str, strays: list[str]) -> None:
+        self._session, self._provider, self._strays = session, provider, strays
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+    def get_providers(self) -> list[str]:
+        return [self._provider, CPU_PROVIDER]
+
+    def get_provider_graph_assignment_info(self) -> list[Any]:
+        parts = ((self._provider, ["MatMul", "Add"]), (CPU_PROVIDER, ["Shape", *self._strays]))
+        return [
+            SimpleNamespace(ep_name=place, get_nodes=lambda ops=ops: [SimpleNamespace(op_type=op) for op in ops])
+            for place, ops in parts
+        ]
+
+    def io_binding(self) -> Any:
+        binding = self._session.io_binding()
+        bind = binding.bind_output
+        binding.bind_output = lambda name, _device: bind(name, "cpu")
+        return binding
+
+
+class Card(Device):
+    """A card that is none, and the graphs that were opened on it."""
+
+    strays: dict[str, list[str]]
+    opened: list[str]
+
+    def open(self, path: Path, options: Any) -> Any:
+        self.opened.append(path.name)
+        return Pretended(CPU.open(path, options), self.provider, self.strays.get(path.name.split(".")[0], []))
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, name: str, strays: dict[str, list[str]], **more: Any) -> type[Card]:
+    """Let every device be a card of that name, which lacks operators of components; gives what was opened on it."""
+    Card.strays, Card.opened = strays, []
+    monkeypatch.setattr("pochade.runtime.loading.choose", lambda _: Card(name, required=True, **more))
+    monkeypatch.setattr(
+        "pochade.runtime.session._value", lambda array, _: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+    )
+    return Card
+
+
+# WebGPU
+
+
+def test_without_its_plug_in_the_fix_is_named(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(webgpu, "is_installed", lambda: False)
+    with pytest.raises(DeviceUnavailableError, match=r"plug-in is not installed; pip install \"pochade\[webgpu\]\""):
+        choose("webgpu")
+    assert main(["generate", "a fox", "--device", "webgpu", "-o", "unused.png"]) == 4
+    assert "device webgpu cannot be had" in capsys.readouterr().err
+
+
+def test_an_onnxruntime_without_plug_ins_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webgpu, "is_installed", lambda: True)
+    monkeypatch.setattr(webgpu, "ort", SimpleNamespace(__version__="1.20"))
+    assert webgpu.why_not_webgpu() == "onnxruntime 1.20 takes no plug-ins"
+
+
+def test_a_plug_in_that_does_not_load_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise RuntimeError("libvulkan.so.1:\nno such file")
+
+    monkeypatch.setattr(webgpu, "is_installed", lambda: True)
+    monkeypatch.setattr(webgpu, "_cards", refuse)
+    assert webgpu.why_not_webgpu() == "its plug-in cannot be loaded: libvulkan.so.1: no such file"
+    assert "Vulkan" in str(fix("webgpu", ""))
+
+
+def test_the_real_plug_in_is_registered_and_asked() -> None:
+    pytest.importorskip("onnxruntime_ep_webgpu")
+    reason = webgpu.why_not_webgpu()
+    cards = webgpu._cards()
+    assert all(card.ep_name == PROVIDERS["webgpu"] for card in cards)
+    if not cards:
+        assert reason == webgpu.NO_CARD
+        with pytest.raises(DeviceUnavailableError, match="device webgpu cannot be had: no graphics card is seen"):
+            choose("webgpu")
+
+
+def test_indices_on_the_cpu_leave_a_component_on_the_card() -> None:
+    place = PROVIDERS["webgpu"]
+    found = judge(place, [(place, "MatMul"), (CPU_PROVIDER, "NonZero"), (CPU_PROVIDER, "ScatterElements")])
+    assert found.is_covered and str(found) == f"{place}, but NonZero, ScatterElements on {CPU_PROVIDER}"
+    assert not Placement(place, 5, {"Scan": 1, "QLinearConv": 3}).is_covered
+
+
+def test_a_component_without_kernels_is_computed_on_the_cpu_and_told(
+    bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pochade.load(bundles["monetico-tiny"], device="cpu") as pipe:
+        expected = pipe("a fox", **CALL)
+    card = pretend(monkeypatch, "webgpu", {"vq_decoder": ["QLinearConv", "QLinearConv"], "sampler": ["NonZero"]})
+    with pochade.load(bundles["monetico-tiny"]) as pipe:
+        found = pipe("a fox", **CALL)
+    assert {name.split(".")[0] for name in card.opened} == set(found.providers)
+    assert found.providers["vq_decoder"] == CPU_PROVIDER
+    assert found.providers["sampler"] == f"{PROVIDERS['webgpu']}, but NonZero on {CPU_PROVIDER}"
+    assert found.providers["transformer"] == PROVIDERS["webgpu"]
+    assert found.notes == ("vq_decoder is computed on the CPU: webgpu has no kernels for 2 QLinearConv",)
+    assert found.settings["device"] == "webgpu"
+    assert np.array_equal(found.tokens, expected.tokens)
+
+
+def test_a_card_without_float16_gets_graphs_in_float32(
+    bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = {}
+    for half in (True, False):
+        card = pretend(monkeypatch, "webgpu", {}, half=half)
+        with pochade.load(bundles["monetico-tiny"]) as pipe:
+            pipe("a fox", **CALL)
+        taken[half] = {name.split(".")[0]: name for name in card.opened}
+    assert taken[True]["transformer"] == "transformer.gpu.onnx"
+    assert taken[False]["transformer"] == "transformer.onnx"
+    # Its second graph is in float32.
+    components = pochade.load(bundles["monetico-tiny"]).bundle.manifest.components
+    wide = [name for name, component in components.items() if component.gpu and component.gpu.dtype == "float32"]
+    assert all(taken[False][name] == f"{name}.gpu.onnx" for name in wide if name in taken[False])
+
+
+# A card that is too small
+
+
+def test_phases_that_do_not_fit_a_card_run_on_the_cpu(
+    bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = pretend(monkeypatch, "cuda", {})
+    folder = bundles["monetico-tiny"]
+    with pochade.load(folder, vram="4G") as pipe:
+        whole = pipe("a fox", **CALL)
+        assert whole.notes == () and pipe.plan is not None
+        peaks = {name: way.peak for name, way in pipe.plan.phases.items()}
+    assert {name.split(".")[0] for name in card.opened} == set(whole.providers)
+    limit = peaks["denoise"]
+    card.opened.clear()
+    assert peaks["decode"] > limit, "the test needs a decoder that takes more than the loop"
+    with pochade.load(folder, vram=limit) as pipe:
+        split = pipe("a fox", **CALL)
+        assert pipe.plan is not None and pipe.plan.phases["decode"] == ON_CPU
+        assert any("decode" in line and "on the CPU, as the card has too" in line for line in pipe.plan.lines())
+        assert pipe.plan.peak <= limit
+    assert "vq_decoder.onnx" not in card.opened and "transformer.gpu.onnx" in card.opened
+    assert split.providers["vq_decoder"] == CPU_PROVIDER
+    assert "vq_decoder runs on the CPU, as the card has too little memory" in split.notes
+    assert np.array_equal(whole.tokens, split.tokens)
+    with pochade.load(folder, vram=limit - 1) as pipe, pytest.raises(OutOfBudgetError, match="and denoise alone takes"):
+        pipe("a fox", **CALL)
+
+
+def test_a_preview_is_decoded_where_the_plan_wants_it(
+    bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = pretend(monkeypatch, "cuda", {})
+    with pochade.load(bundles["monetico-tiny"], vram="4G") as pipe:
+        pipe.stream("a fox", **CALL)
+        assert pipe.plan is not None
+        limit = pipe.plan.phases["denoise"].peak
+    with pochade.load(bundles["monetico-tiny"], vram=limit) as pipe:
+        events = pipe.stream("a fox", **CALL)
+        event = next(events)
+        assert event.preview().size == (64, 64)  # type: ignore[union-attr]
+        events.close()  # type: ignore[attr-defined]
+    assert not [name for name in card.opened if name.startswith("vq_decoder")]
