@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from pochade.benchmarks.packed_open import measure
-from pochade.runtime import packed
-from pochade.runtime import opening
+from pochade.runtime import opening, packed
 from pochade.runtime.locate import resolve
 
 needs_linux = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not tell own memory")

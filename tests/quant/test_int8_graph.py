@@ -42,7 +42,7 @@ def int4(small_bundles: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture
 def with_vnni(monkeypatch: pytest.MonkeyPatch) -> None:
     """Products that may overflow are as good as others where only the way to them is looked at."""
-    for module in (session, expanded):
+    for module in (opening, expanded):
         monkeypatch.setattr(module, "saturates", lambda: False)
 
 
