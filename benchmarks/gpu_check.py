@@ -277,7 +277,7 @@ def _lines(report: Mapping[str, Any]) -> Iterator[str]:
     speed = report["speed"]
     share = "on the CPU" if speed["fraction"] is None else f"at {speed['fraction']:.0%} of that"
     yield (
-        f"  a large product reaches {speed['product_rate'] / 1e9:.0f} GFLOP/s, a pass of the transformer, "
+        f"  a large product reaches {speed['product_rate'] / 1e9:.3g} GFLOP/s, a pass of the transformer, "
         f"{speed['pass_operations'] / 1e9:.1f} GFLOP in {speed['pass_seconds']:.4f} s, computes {share}"
     )
     for row in (report["peers"] or {}).get("advantages", []):

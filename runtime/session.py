@@ -139,11 +139,7 @@ class ComponentSession:
         binding = self._session.io_binding()
         for name, value in self._constants.items():
             binding.bind_ortvalue_input(name, value)
-        for name, value in inputs.items():
-            if not isinstance(value, np.ndarray) and value.device_name() not in ("cpu", self.device.name):
-                value = value.numpy()
-            if isinstance(value, np.ndarray):
-                value = _value(value, self._homes[name])
+        for name, value in self.brought(inputs).items():
             binding.bind_ortvalue_input(name, value)
         names = [output.name for output in self.component.outputs]
         for name in names:
@@ -155,6 +151,15 @@ class ComponentSession:
         if self._observer is not None:
             self._observer(self.component.name, _arrays(inputs), _arrays(outputs))
         return outputs
+
+    def brought(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Inputs as values where the graph reads them; runs that are given those have nothing to bring there."""
+        values = {}
+        for name, value in inputs.items():
+            if not isinstance(value, np.ndarray) and value.device_name() not in ("cpu", self.device.name):
+                value = value.numpy()
+            values[name] = _value(value, self._homes[name]) if isinstance(value, np.ndarray) else value
+        return values
 
     def run_numpy(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Outputs by name, as arrays.

@@ -300,16 +300,20 @@ class HunyuanDiTPipeline(PaintingPipeline[DiffusionRequest]):
         finished: list[Latent] = []
         nets = self._used_nets(request)
         initial = pictures[len(nets)] if request.image is not None else None
-        shape, rope = (1, self._channels, *self._grid(request)), self._rope(request)
+        shape = (1, self._channels, *self._grid(request))
         with contextlib.ExitStack() as opened:
             transformer = opened.enter_context(self._open("transformer", expanded=self._is_expanded))
+            # Once for all steps where they are read.
+            rope, condition = transformer.brought(self._rope(request)), {}
+            for text, (context, modulation) in conditions[0].items():
+                condition[text] = transformer.brought({"context": context, "modulation": modulation})
             controls = []
             for i, (net, scale) in enumerate(zip(nets, request.control_scales, strict=True)):
                 session = opened.enter_context(self._open("controlnet", net, f"controlnet{_suffix(i)}"))
                 controls.append(Control(session, conditions[i + 1], pictures[i], scale))
             for image in range(len(request.prompts)):
                 loop = DiffusionLoop(
-                    request, image, self._scheduler(request), noise, shape, rope, conditions[0], transformer, controls
+                    request, image, self._scheduler(request), noise, shape, rope, condition, transformer, controls
                 )
                 latent = loop.start(first, initial)
                 for step in range(first, steps):

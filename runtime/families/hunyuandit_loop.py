@@ -48,9 +48,10 @@ class DiffusionLoop:
     noise: GaussianNoise
     shape: tuple[int, ...]
     """Of latents."""
-    rope: Mapping[str, NDArray[np.float32]]
+    rope: Mapping[str, Any]
     """Angles of every cell, as the transformer takes them."""
-    condition: Condition
+    condition: Mapping[str, Mapping[str, Any]]
+    """Text tokens and modulation, as the transformer takes them, by text."""
     transformer: ComponentSession
     controls: Sequence[Control]
 
@@ -72,9 +73,7 @@ class DiffusionLoop:
 
     def _velocity(self, step: int, latent: Latent, text: str) -> Latent:
         # Two passes of batch 1 need half the activations of one of batch 2 (docs/families.md).
-        context, modulation = self.condition[text]
-        inputs = {"latent": latent, "context": context, "modulation": modulation, "step": np.array([step])}
-        inputs |= self.rope
+        inputs = {"latent": latent, "step": np.array([step]), **self.condition[text], **self.rope}
         added: dict[str, Any] = {}
         for control in self.controls:
             added = control.add(text, inputs, added)

@@ -297,8 +297,8 @@ class _MaskedLoop:
         self._image = image
         self._transformer = transformer
         self._sampler = sampler
-        self._positive = condition[request.prompts[image]]
-        self._negative = condition[request.negative_prompts[image]] if request.guided else None
+        self._positive = _brought(condition[request.prompts[image]], transformer)
+        self._negative = _brought(condition[request.negative_prompts[image]], transformer) if request.guided else None
         self._guidance = np.array([request.guidance_scale if request.guided else 1.0], np.float32)
 
     def start(self) -> NDArray[np.int64]:
@@ -326,8 +326,12 @@ class _MaskedLoop:
         )
         return outputs["next_tokens"], outputs["codes"]
 
-    def _features(self, tokens: Any, step: int, condition: tuple[Any, Any]) -> Any:
+    def _features(self, tokens: Any, step: int, condition: Mapping[str, Any]) -> Any:
         # Two passes of batch 1 need half the activations of one of batch 2 (docs/families.md).
-        context, modulation = condition
-        inputs = {"tokens": tokens, "context": context, "modulation": modulation, "step": np.array([step])}
-        return self._transformer.run(inputs)["features"]
+        return self._transformer.run({"tokens": tokens, "step": np.array([step]), **condition})["features"]
+
+
+def _brought(condition: tuple[Any, Any], transformer: ComponentSession) -> dict[str, Any]:
+    """Text stream and modulation, once for all steps where the transformer reads them."""
+    context, modulation = condition
+    return transformer.brought({"context": context, "modulation": modulation})

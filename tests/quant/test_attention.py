@@ -19,7 +19,7 @@ from pochade.quant import attention
 from pochade.quant.bundle import quantize_bundle
 from pochade.quant.fidelity import open_pipeline
 from pochade.quant.scheme import SCHEMES
-from pochade.runtime import session
+from pochade.runtime import opening
 from tests.quant.graphs import port, run, save
 
 HEADS, WIDTH = 2, 64
@@ -96,6 +96,6 @@ def test_a_bundle_says_so_and_processors_that_overflow_refuse_it(
     scorecard = made.manifest.scorecard
     assert scorecard is not None
     assert scorecard["components"]["transformer"]["snr_db"] > 30
-    monkeypatch.setattr(session, "saturates", lambda: True)
+    monkeypatch.setattr(opening, "saturates", lambda: True)
     with pytest.raises(DeviceUnavailableError, match="needs a processor with VNNI"):
         open_pipeline(Bundle.open(tmp_path / "made"))("a cat", num_inference_steps=1)

@@ -20,7 +20,7 @@ from pochade.quant.component import quantize_component
 from pochade.quant.int8_graph import save_int8_graph
 from pochade.quant.rtn import channel_scales, round_channels, unpack_blocks
 from pochade.quant.scheme import SCHEMES, blocks
-from pochade.runtime import expanded, session
+from pochade.runtime import expanded, opening
 from pochade.runtime.image import save_image
 from pochade.runtime.ort import ort
 from pochade.runtime.pipeline import Pipeline, Result
