@@ -17,6 +17,7 @@ from pochade.runtime.ort import ort
 from pochade.runtime.placement import CPU as CPU_PROVIDER
 from pochade.runtime.placement import Placement, judge
 from pochade.runtime.plan import ON_CPU
+from pochade.runtime.probe import FLOAT, FLOAT16
 from pochade.runtime.providers import CPU, PROVIDERS, Device, choose, fix
 
 CALL: dict[str, Any] = {"width": 64, "height": 64, "num_inference_steps": 2, "guidance_scale": 4.0, "seed": 3}
@@ -53,6 +54,8 @@ class Card(Device):
 
     strays: dict[str, list[str]]
     opened: list[str]
+    brought: list[tuple[int, ...]]
+    """Shapes of all arrays that were made values."""
 
     def open(self, path: Path, options: Any) -> Any:
         self.opened.append(path.name)
@@ -61,11 +64,14 @@ class Card(Device):
 
 def pretend(monkeypatch: pytest.MonkeyPatch, name: str, strays: dict[str, list[str]], **more: Any) -> type[Card]:
     """Let every device be a card of that name, which lacks operators of components; gives what was opened on it."""
-    Card.strays, Card.opened = strays, []
+    Card.strays, Card.opened, Card.brought = strays, [], []
+
+    def value(array: Any, _device: str) -> Any:
+        Card.brought.append(array.shape)
+        return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+
     monkeypatch.setattr("pochade.runtime.loading.choose", lambda _: Card(name, required=True, **more))
-    monkeypatch.setattr(
-        "pochade.runtime.session._value", lambda array, _: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
-    )
+    monkeypatch.setattr("pochade.runtime.session._value", value)
     return Card
 
 
@@ -129,6 +135,59 @@ def test_a_component_without_kernels_is_computed_on_the_cpu_and_told(
     assert found.notes == ("vq_decoder is computed on the CPU: webgpu has no kernels for 2 QLinearConv",)
     assert found.settings["device"] == "webgpu"
     assert np.array_equal(found.tokens, expected.tokens)
+
+
+def test_what_all_steps_read_is_brought_once(bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    card = pretend(monkeypatch, "webgpu", {"condition": ["Sin"]})
+    with pochade.load(bundles["monetico-tiny"]) as pipe:
+        pipe("a fox", **CALL | {"num_inference_steps": 5})
+        context = next(spec for spec in pipe.bundle.manifest.components["condition"].outputs if spec.name == "context")
+    # Of prompt and negative prompt.
+    assert card.brought.count((1, *map(int, context.shape[1:]))) == 2
+
+
+def test_attention_that_is_wrong_stays_on_the_cpu(bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Pretended.get_provider_graph_assignment_info
+
+    def with_attention(session: Pretended) -> list[Any]:
+        node = SimpleNamespace(op_type="MultiHeadAttention")
+        return [*real(session), SimpleNamespace(ep_name=PROVIDERS["webgpu"], get_nodes=lambda: [node])]
+
+    monkeypatch.setattr(Pretended, "get_provider_graph_assignment_info", with_attention)
+    for attends in (True, False):
+        pretend(monkeypatch, "webgpu", {}, attends=attends)
+        with pochade.load(bundles["monetico-tiny"]) as pipe:
+            found = pipe("a fox", **CALL)
+        assert (found.providers["transformer"] == PROVIDERS["webgpu"]) is attends
+        told = "transformer is computed on the CPU: webgpu computes attention wrongly on this card"
+        assert (told in found.notes) is not attends
+
+
+@pytest.mark.parametrize("element", [FLOAT, FLOAT16])
+def test_attention_is_tried_on_what_it_has_to_give(monkeypatch: pytest.MonkeyPatch, element: int) -> None:
+    """The CPU's is right; what leaves out keys is not."""
+
+    def on_cpu(model: bytes, _options: Any) -> Any:
+        return ort.InferenceSession(model, providers=[CPU_PROVIDER])
+
+    monkeypatch.setattr(webgpu, "open_on_card", on_cpu)
+    webgpu.attends_correctly.cache_clear()
+    assert webgpu.attends_correctly(element)
+
+    def forgetful(model: bytes, options: Any) -> Any:
+        session = on_cpu(model, options)
+
+        def run(_names: None, feeds: dict[str, Any]) -> Any:
+            values = feeds["values"].copy()
+            values[:, 64:] = 0
+            return session.run(None, {**feeds, "values": values})
+
+        return SimpleNamespace(run=run)
+
+    monkeypatch.setattr(webgpu, "open_on_card", forgetful)
+    webgpu.attends_correctly.cache_clear()
+    assert not webgpu.attends_correctly(element)
+    webgpu.attends_correctly.cache_clear()
 
 
 def test_a_card_without_float16_gets_graphs_in_float32(
