@@ -21,9 +21,17 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from pochade.benchmarks.phase_peaks import PHASES
+
+if TYPE_CHECKING:
+    from pochade.runtime.pipeline import Pipeline
+    from pochade.runtime.session import ComponentSession
 
 LIBRARIES = {
     "CUDART": "libcudart.so.13",
@@ -120,6 +128,37 @@ def main(argv: list[str] | None = None) -> int:
     return int(any(placed["strays"] for placed in report["components"]))
 
 
+class Watched:
+    """What a pipeline does on the card, by phase and from step to step."""
+
+    def __init__(self, pipe: Pipeline, card: NullCuda) -> None:
+        """Watch from now on."""
+        self.peaks: dict[str, int] = {}
+        """Bytes allocated at most, by phase."""
+        self._card, self._open = card, pipe._open
+        self._since: list[Counters] = []
+        pipe._open = self._watched  # type: ignore[method-assign]
+        card.take()
+
+    @contextmanager
+    def _watched(self, name: str, *arguments: Any, **options: Any) -> Iterator[ComponentSession]:
+        with self._open(name, *arguments, **options) as session:
+            yield session
+        self._take(PHASES[name])
+
+    def stretch(self, until: str) -> Stretch:
+        """What happened since the last time, which ends within the loop."""
+        self._take("denoise")
+        found, self._since = self._since, []
+        sums = (sum(getattr(each, kind) for each in found) for kind in ("to_device", "to_host", "launches"))
+        return Stretch(until, max(each.peak for each in found), *sums)
+
+    def _take(self, phase: str) -> None:
+        found = self._card.take()
+        self._since.append(found)
+        self.peaks[phase] = max(self.peaks.get(phase, 0), found.peak)
+
+
 def examine(model: str, size: str | None, steps: int, card: NullCuda) -> dict[str, Any]:
     """The findings, as JSON writes them."""
     import pochade
@@ -133,16 +172,14 @@ def examine(model: str, size: str | None, steps: int, card: NullCuda) -> dict[st
             graph = pipe.bundle.component_path(name, on_gpu=True).name
             placed.append(Placed(name, graph, session.placement.nodes, dict(session.placement.strays)))
             session.close()
-        card.take()
+        watched = Watched(pipe, card)
         width, _, height = (size or "").partition("x")
         sides = {"width": int(width), "height": int(height)} if size else {}
         events = pipe.stream("a red fox in the snow", seed=1, num_inference_steps=steps, **sides)
         stretches = []
         for step in range(steps):
             next(events)
-            found = card.take()
-            until = f"step {step + 1}"
-            stretches.append(Stretch(until, found.peak, found.to_device, found.to_host, found.launches))
+            stretches.append(watched.stretch(f"step {step + 1}"))
         events.close()  # type: ignore[attr-defined]
         planned = {name: way.peak for name, way in pipe.plan.phases.items()} if pipe.plan is not None else None
     return {
@@ -151,6 +188,7 @@ def examine(model: str, size: str | None, steps: int, card: NullCuda) -> dict[st
         "components": [asdict(one) for one in placed],
         "painting": [asdict(one) for one in stretches],
         "planned_peaks": planned,
+        "phase_peaks": watched.peaks,
     }
 
 
@@ -159,8 +197,10 @@ def _lines(report: dict[str, Any]) -> list[str]:
     for placed in report["components"]:
         strays = ", ".join(f"{count} {operator}" for operator, count in placed["strays"].items()) or "nothing"
         rows.append(f"{placed['component']:16} {placed['graph']:26} {placed['nodes']:17}  {strays}")
-    planned = report["planned_peaks"] or {}
-    rows += ["", "planned: " + ", ".join(f"{name} {peak / 1e6:.0f} MB" for name, peak in planned.items())]
+    planned, found = report["planned_peaks"] or {}, report["phase_peaks"]
+    rows += ["", "phase      allocated, MB  planned, MB"]
+    for phase, peak in found.items():
+        rows.append(f"{phase:10} {peak / 1e6:13.1f}" + (f" {planned[phase] / 1e6:12.1f}" if phase in planned else ""))
     rows += ["", "until     peak on the card, MB    up, KB    down, KB    kernels"]
     for stretch in report["painting"]:
         peak, up, down = stretch["peak"] / 1e6, stretch["to_device"] / 1e3, stretch["to_host"] / 1e3

@@ -1,4 +1,4 @@
-"""How much memory HunyuanDiT takes on a CPU while it paints, phase by phase (see `meissonic_memory`)."""
+"""How much memory HunyuanDiT takes while it paints, phase by phase, on a CPU and on a card (see `meissonic_memory`)."""
 
 from __future__ import annotations
 
@@ -33,13 +33,29 @@ ADAPTED = 5
 """The same of what an adapter adds to the hidden layer."""
 
 
+GPU_WORK, GPU_WORK_EXPANDED = 28, 38
+"""Layers of one cell's width that there are at a time on a card, skips included; more where products expand their
+weights before. Of what CUDA's provider allocates (`pochade.benchmarks.null_cuda`) at 1024 to 4096 cells."""
+
+GPU_EXPANDING = 60_000_000
+"""Bytes of weights that are being expanded on a card."""
+
+GPU_TEXT = 80_000_000
+"""Bytes that the larger text encoder computes on a card, beside its weights."""
+
+GPU_CONDITION = 2
+"""Times the weights of `condition` are there on a card."""
+
+
 class MemoryModel:
-    """Predicts the resident set of the whole process, in bytes."""
+    """Predicts the resident set of the whole process or, on a card, what sessions allocate there; in bytes."""
 
     def __init__(self, bundle: Bundle, factor: int, nets: Sequence[Bundle], on_gpu: bool = False) -> None:
         """Read what the bundle tells; see `of`."""
         components = bundle.manifest.components
+        self._on_gpu = on_gpu
         self._memory = {name: component.memory or {} for name, component in components.items()}
+        self._gpu = {name: component.gpu.weights for name, component in components.items() if component.gpu}
         outputs = {spec.name: spec.shape for spec in components["condition"].outputs}
         tokens = int(outputs["context"][1])
         self._context = tokens * int(outputs["context"][2])
@@ -51,9 +67,12 @@ class MemoryModel:
         self._text = blocks * 2 * tokens * self._dim * FLOAT
         self._patch = int(bundle.manifest.scheduler["patch"])
         self._nets = [net.manifest.components for net in nets]
+        looped = (components["transformer"], *(net["controlnet"] for net in self._nets))
         self._loop_weights = sum(
-            int(_prepacked(component) * (component.memory or {})["weights"])
-            for component in (components["transformer"], *(net["controlnet"] for net in self._nets))
+            component.gpu.weights
+            if on_gpu and component.gpu is not None
+            else int(_prepacked(component) * (component.memory or {})["weights"])
+            for component in looped
         )
         transformer = components["transformer"]
         stored = int(_prepacked(transformer) * (transformer.memory or {})["weights"])
@@ -73,7 +92,7 @@ class MemoryModel:
             bundle: to be painted with.
             factor: pixels per side of a latent.
             nets: ControlNets to be used with it.
-            on_gpu: on a graphics card. Only how it cuts pictures is known to differ; the rest was measured on a CPU.
+            on_gpu: on a graphics card.
         """
         try:
             model = cls(bundle, factor, nets, on_gpu)
@@ -88,14 +107,18 @@ class MemoryModel:
         modulation = work.steps * work.texts * (self._rows + count * self._skips) * self._dim * FLOAT
         kept = modulation + work.texts * (1 + count) * self._context * FLOAT
         told = [self._weights("condition"), *((net["condition"].memory or {})["weights"] for net in self._nets)]
-        encoders = max(self._weights("text_encoder"), self._weights("text_encoder_2"))
-        first, later = {}, base + HELD
+        conditions = int(max(told) * (GPU_CONDITION if self._on_gpu else 1))
+        encoders = max(self._weights("text_encoder"), self._weights("text_encoder_2")) + (
+            GPU_TEXT if self._on_gpu else 0
+        )
+        # Tokenizers leave nothing on a card.
+        first, later = {}, base + (0 if self._on_gpu else HELD)
         if work.encodes and self._encoder is not None:
             first["encode"] = self._encoder.ways(base, work.rows, work.columns, 1, tiling)
         return first | {
             "text": [Way(base + encoders + ASIDE + work.adapters)],
             # What the session computes, gives, and what is copied of it so that the session can go.
-            "condition": [Way(later + max(told) + 2 * ASIDE + 3 * kept + work.adapters)],
+            "condition": [Way(later + conditions + 2 * ASIDE + 3 * kept + work.adapters)],
             "denoise": ways_to_run(
                 self._transformer, work, later + kept, lambda expanded: self._loop(work, expanded) + ASIDE
             ),
@@ -106,7 +129,8 @@ class MemoryModel:
         }
 
     def _weights(self, component: str) -> int:
-        return self._memory[component]["weights"]
+        known = self._memory[component]["weights"]
+        return self._gpu.get(component, known) if self._on_gpu else known
 
     def _loop(self, work: Workload, expanded: bool) -> int:
         """The transformer, open and at work."""
@@ -114,7 +138,14 @@ class MemoryModel:
         layer = cells * self._dim * FLOAT
         # What is added to the skips is there twice while a net joins it, and once more for what the net before gave. A
         # change is computed beside the widest layer before it is added.
-        skips, block = self._skips * min(3, 1 + len(self._nets)), WORK + (ADAPTED if work.adapters else 0)
+        adapted, joined = ADAPTED if work.adapters else 0, min(3, 1 + len(self._nets))
+        if self._on_gpu:
+            # Attention takes the text's keys and values in float16.
+            expands = self._transformer.precision == "int8"
+            layers = (GPU_WORK_EXPANDED if expands else GPU_WORK) + self._skips * (joined - 1) + adapted
+            expanding = GPU_EXPANDING if expands else 0
+            return self._loop_weights + self._text // 2 + expanding + layers * layer + work.adapters
+        skips, block = self._skips * joined, WORK + adapted
         # In the middle of the network all skips wait to be read, and half of the text's keys and values have been.
         computed = max(self._text + block * layer, self._text // 2 + (skips + block) * layer)
         return self._loop_weights + (self._more if expanded else 0) + computed + work.adapters

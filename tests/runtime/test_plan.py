@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 import pochade
+from pochade.bundle import Bundle
 from pochade.errors import BundleInvalidError, OutOfBudgetError, UsageError
+from pochade.runtime.families.hunyuandit_memory import MemoryModel as HunyuanMemory
 from pochade.runtime.families.meissonic_memory import HEAD_CHUNK, MemoryModel
 from pochade.runtime.memory import resident_memory
 from pochade.runtime.plan import Way, Workload, choose
@@ -90,6 +92,18 @@ def test_phases_grow_with_what_is_asked_for(bundles: dict[str, Path]) -> None:
         assert small[phase][0].peak < large[phase][0].peak
     many = model.ways(Workload(8, 8, 8, 2, 500), "auto", 0)
     assert many["decode"][0].peak > small["decode"][0].peak
+
+
+def test_hunyuandit_is_planned_on_a_card_by_what_it_takes_there(hunyuan_bundles: dict[str, tuple[Path, Path]]) -> None:
+    bundle = Bundle.open(hunyuan_bundles["v1.2"][1])
+    on_cpu, on_card = (HunyuanMemory.of(bundle, 8, (), on_gpu) for on_gpu in (False, True))
+    assert on_cpu is not None and on_card is not None
+    small, large = (on_card.ways(Workload(n, n, 2, 2, 1), "auto", 0) for n in (16, 128))
+    assert small["denoise"][0].peak < large["denoise"][0].peak
+    # Tokenizers stay on the host; the text's keys and values are there in float16.
+    host = on_cpu.ways(Workload(16, 16, 2, 2, 1), "auto", 0)
+    assert small["denoise"][0].peak < host["denoise"][0].peak
+    assert small["text"][0].peak > host["text"][0].peak
 
 
 def test_the_sampler_takes_as_many_cells_at_a_time_as_the_model_says() -> None:
