@@ -11,7 +11,7 @@ from typing import Any
 
 from pochade import __version__, machine
 
-PACKAGES = ("onnxruntime", "onnxruntime-gpu", "numpy", "torch", "openvino")
+PACKAGES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-ep-webgpu", "numpy", "torch", "openvino")
 
 
 def machine_card() -> dict[str, Any]:

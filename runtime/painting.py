@@ -90,7 +90,8 @@ class PaintingPipeline(Pipeline, Generic[R]):
             encodes=encodes,
             expand=self._expand(request),
         )
-        return self._plan(None if memory is None else partial(memory.ways, work, self.tiling))
+        tiling = self.tiling if self.device.loops else "off"
+        return self._plan(None if memory is None else partial(memory.ways, work, tiling))
 
     def _expand(self, request: R) -> Expand:
         """Whether the weights of the transformer may or must be expanded."""
@@ -148,14 +149,18 @@ class PaintingPipeline(Pipeline, Generic[R]):
         return self._way("denoise").expanded
 
     def _picture(self, decoder: ComponentSession, state: NDArray[Any]) -> Image.Image:
-        rows, columns = state.shape[-2:]
-        count = strip_count(rows, columns, self._factor, decoder.device.on_gpu) if self.tiling != "off" else 1
         recompute = np.array(self._way("decode").recompute)
-        inputs = {self.decoder_input: state, "strips": np.array([count]), "recompute": recompute}
+        strips = self._strips(decoder, *state.shape[-2:])
+        inputs = {self.decoder_input: state, "strips": strips, "recompute": recompute}
         # Meissonic's bundles of revision 2 know no recompute.
         known = {spec.name for spec in decoder.component.inputs}
         outputs = decoder.run({name: value for name, value in inputs.items() if name in known})
         return to_image(outputs["image"].numpy()[0])
+
+    def _strips(self, codec: ComponentSession, rows: int, columns: int) -> NDArray[np.int64]:
+        """How many strips a codec computes in, (1), for so many cells."""
+        whole = self.tiling == "off" or not codec.device.loops
+        return np.array([1 if whole else strip_count(rows, columns, self._factor, codec.device.on_gpu)])
 
     def _settings(self, request: R) -> dict[str, Any]:
         """Every value that was used; a family adds its own."""

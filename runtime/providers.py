@@ -66,6 +66,11 @@ class Device:
         return self.name == "webgpu"
 
     @property
+    def loops(self) -> bool:
+        """Whether it runs loops of a graph itself; else what a turn reads goes up with each turn."""
+        return self.name != "webgpu"
+
+    @property
     def on_gpu(self) -> bool:
         """Whether it is a graphics card, with memory of its own."""
         return self.name != "cpu"

@@ -42,7 +42,6 @@ from pochade.runtime.rng import MAX_SEED, GaussianNoise, PhiloxGaussianNoise, ra
 from pochade.runtime.schedulers import SAMPLERS
 from pochade.runtime.schedulers.diffusion import DiffusionConfig, DiffusionScheduler
 from pochade.runtime.session import read_later
-from pochade.runtime.strips import strip_count
 from pochade.runtime.tokenizer import EncodedPrompt, PromptTokenizer
 
 REVISIONS = (1,)
@@ -236,7 +235,7 @@ class HunyuanDiTPipeline(PaintingPipeline[DiffusionRequest]):
             return []
         latents: dict[int, Latent] = {}
         with self._phase("encode"), self._open("vae_encoder") as encoder:
-            strips = np.array([strip_count(*self._grid(request), self._factor, encoder.device.on_gpu)])
+            strips = self._strips(encoder, *self._grid(request))
             for image in images:
                 if id(image) not in latents:
                     size = (request.width, request.height)

@@ -137,6 +137,21 @@ def test_a_component_without_kernels_is_computed_on_the_cpu_and_told(
     assert np.array_equal(found.tokens, expected.tokens)
 
 
+def test_codecs_compute_in_one_piece_where_loops_run_on_the_cpu(
+    bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pochade.runtime.strips.GPU_STRIP_PIXELS", 1)
+    counts = {}
+    for name in ("cuda", "webgpu"):
+        pretend(monkeypatch, name, {})
+        with pochade.load(bundles["monetico-tiny"]) as pipe:
+            pipe.observer = lambda component, inputs, _, name=name: counts.update(
+                {name: int(inputs["strips"][0])} if component == "vq_decoder" else {}
+            )
+            pipe("a fox", **CALL)
+    assert counts["webgpu"] == 1 < counts["cuda"]
+
+
 def test_what_all_steps_read_is_brought_once(bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     card = pretend(monkeypatch, "webgpu", {"condition": ["Sin"]})
     with pochade.load(bundles["monetico-tiny"]) as pipe:
