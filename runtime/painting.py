@@ -178,6 +178,7 @@ class PaintingPipeline(Pipeline, Generic[R]):
             "model": self.bundle.manifest.name,
             "bundle_sha256": self.bundle.digest,
             "device": self.device.name,
+            **({"providers": dict(self._providers)} if self.device.on_gpu else {}),
             "version": __version__,
             **({"expanded": True} if self._is_expanded else {}),
             **self._lora_settings(),

@@ -133,7 +133,8 @@ def test_a_component_without_kernels_is_computed_on_the_cpu_and_told(
     assert found.providers["sampler"] == f"{PROVIDERS['webgpu']}, but NonZero on {CPU_PROVIDER}"
     assert found.providers["transformer"] == PROVIDERS["webgpu"]
     assert found.notes == ("vq_decoder is computed on the CPU: webgpu has no kernels for 2 QLinearConv",)
-    assert found.settings["device"] == "webgpu"
+    assert found.settings["device"] == "webgpu" and found.settings["providers"] == found.providers
+    assert "providers" not in expected.settings
     assert np.array_equal(found.tokens, expected.tokens)
 
 
