@@ -25,9 +25,17 @@ def card_memory() -> int | None:
 
 
 @contextmanager
-def watched_card(seconds: float = 0.05) -> Iterator[PeakMemory]:
-    """Asks for `card_memory` again and again, until the driver does not tell."""
+def watched_card(device: str, seconds: float = 0.05) -> Iterator[PeakMemory]:
+    """Asks for `card_memory` again and again, until the driver does not tell; on `cuda` alone.
+
+    Args:
+        device: that is used meanwhile.
+        seconds: between two questions.
+    """
     peak, done = PeakMemory(), threading.Event()
+    if device != "cuda":
+        yield peak
+        return
 
     def watch() -> None:
         while (taken := card_memory()) is not None:

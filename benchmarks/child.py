@@ -10,13 +10,11 @@ import json
 import os
 import sys
 import time
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pochade.benchmarks.card import PeakMemory
     from pochade.benchmarks.phase_peaks import PhasePeaks
     from pochade.runtime.pipeline import Pipeline
 
@@ -28,11 +26,12 @@ def main() -> None:
         forget(Path(job["bundle"]))
     start = time.perf_counter()
     import pochade
+    from pochade.benchmarks.card import watched_card
     from pochade.errors import PochadeError
 
     try:
         options = {key: job.get(key) for key in ("device", "threads", "ram", "vram")}
-        with _card_of(job) as card, pochade.load(job["bundle"], **options) as pipe:
+        with watched_card(job["device"]) as card, pochade.load(job["bundle"], **options) as pipe:
             watched = _watched(pipe) if job.get("phases") else None
             loaded = time.perf_counter()
             result = pipe(job["prompt"], **job["settings"])
@@ -48,7 +47,7 @@ def main() -> None:
                 "picture": painted - loaded,
                 "cpu": time.process_time(),
                 "peak_rss": watched.largest if watched else result.peak_memory,
-                "peak_vram": card.bytes if card else None,
+                "peak_vram": card.bytes,
                 "phase_peaks": watched.peaks if watched else None,
                 "planned_peak": plan.peak if plan else None,
                 "plan": plan.lines()[1:] if plan else None,
@@ -61,15 +60,6 @@ def main() -> None:
             }
         )
     )
-
-
-def _card_of(job: dict[str, Any]) -> AbstractContextManager[PeakMemory | None]:
-    """The card's memory, watched from before anything is loaded."""
-    if job.get("device") != "cuda":
-        return nullcontext()
-    from pochade.benchmarks.card import watched_card
-
-    return watched_card()
 
 
 def _watched(pipe: Pipeline) -> PhasePeaks:

@@ -20,7 +20,6 @@ import argparse
 import json
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -40,7 +39,7 @@ from pochade.errors import OutOfBudgetError, PochadeError
 from pochade.runtime.ort import ort
 from pochade.runtime.pipeline import Pipeline, Result
 from pochade.runtime.probe import one_node_model
-from pochade.runtime.providers import PROVIDERS, choose
+from pochade.runtime.providers import PROVIDERS
 from pochade.runtime.session import ComponentSession, Stop
 from pochade.sizes import read_bytes, read_picture_size, show_bytes
 
@@ -121,7 +120,11 @@ def examine(
         PochadeError: a process that measures failed.
     """
     with pochade.load(model, device=device) as card:  # refuses what cannot be had before the long part
-        context = card_memory_after(lambda: _open_session(device)) if device != "cpu" else None
+        context = (
+            card_memory_after(lambda: card.device.open(one_node_model(), ort.SessionOptions()))
+            if device != "cpu"
+            else None
+        )
         there, on_card = _paint(card, settings)
         with pochade.load(model, device="cpu") as processor:
             here, on_cpu = _paint(processor, settings)
@@ -239,15 +242,6 @@ def _beside_peers(checkpoint: Path, path: Path, settings: Settings, rounds: int)
 def _seconds(result: Result) -> dict[str, float]:
     """Of a picture, of its phases, and the median of a step's passes."""
     return dict(result.timings) | {"transformer": statistics.median(result.components["transformer"].ran)}
-
-
-def _open_session(device: str) -> object:
-    with tempfile.NamedTemporaryFile(suffix=".onnx", delete=False) as file:
-        file.write(one_node_model())
-    try:
-        return choose(device).open(Path(file.name), ort.SessionOptions())
-    finally:
-        Path(file.name).unlink()
 
 
 def card_memory_after(make: Callable[[], object]) -> int | None:

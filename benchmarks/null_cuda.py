@@ -21,17 +21,14 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pochade.benchmarks.phase_peaks import PHASES
+from pochade.benchmarks.phase_peaks import when_closed
 
 if TYPE_CHECKING:
     from pochade.runtime.pipeline import Pipeline
-    from pochade.runtime.session import ComponentSession
 
 LIBRARIES = {
     "CUDART": "libcudart.so.13",
@@ -135,16 +132,10 @@ class Watched:
         """Watch from now on."""
         self.peaks: dict[str, int] = {}
         """Bytes allocated at most, by phase."""
-        self._card, self._open = card, pipe._open
+        self._card = card
         self._since: list[Counters] = []
-        pipe._open = self._watched  # type: ignore[method-assign]
+        when_closed(pipe, self._take)
         card.take()
-
-    @contextmanager
-    def _watched(self, name: str, *arguments: Any, **options: Any) -> Iterator[ComponentSession]:
-        with self._open(name, *arguments, **options) as session:
-            yield session
-        self._take(PHASES[name])
 
     def stretch(self, until: str) -> Stretch:
         """What happened since the last time, which ends within the loop."""

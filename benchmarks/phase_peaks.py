@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from pochade.bundle import Bundle
 from pochade.runtime.heap import return_freed_memory
 from pochade.runtime.memory import peak_memory
 from pochade.runtime.pipeline import Pipeline
@@ -27,6 +27,19 @@ PHASES: Mapping[str, str] = {
 """Phase of a memory plan that a component belongs to."""
 
 
+def when_closed(pipe: Pipeline, tell: Callable[[str], None]) -> None:
+    """From now on tell the phase of every component of a pipeline whose session has closed."""
+    opened = pipe._open
+
+    @contextlib.contextmanager
+    def watched(name: str, *arguments: Any, **options: Any) -> Iterator[ComponentSession]:
+        with opened(name, *arguments, **options) as session:
+            yield session
+        tell(PHASES.get(name, name))
+
+    pipe._open = watched  # type: ignore[method-assign]
+
+
 class PhasePeaks:
     """Largest resident set of this process in each phase of a call, in bytes.
 
@@ -37,17 +50,11 @@ class PhasePeaks:
     def __init__(self, pipe: Pipeline) -> None:
         """Watch a pipeline from now on."""
         self.peaks: dict[str, int] = {}
-        self._open = pipe._open
         if _begin_anew():
-            pipe._open = self._watched  # type: ignore[method-assign]
+            when_closed(pipe, self._take)
 
-    @contextlib.contextmanager
-    def _watched(
-        self, name: str, bundle: Bundle | None = None, called: str | None = None, expanded: bool = False
-    ) -> Iterator[ComponentSession]:
-        with self._open(name, bundle, called, expanded) as session:
-            yield session
-        phase, peak = PHASES.get(name, name), peak_memory() or 0
+    def _take(self, phase: str) -> None:
+        peak = peak_memory() or 0
         self.peaks[phase] = max(self.peaks.get(phase, 0), peak)
         # As the pipeline does before it opens the next one: what this one has freed is no part of that.
         return_freed_memory()

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from pochade.benchmarks.step_bound import open_graph, read_work
+from pochade.benchmarks.step_bound import work_of
 from pochade.bundle import Bundle
 from pochade.machine import usable_cores
 from pochade.runtime.ort import ort
@@ -33,12 +31,9 @@ def product_rate(device: Device, side: int = SIDE, seconds: float = 2.0) -> floa
         seconds: to try for.
     """
     dtype = np.dtype(np.float16 if device.on_gpu and device.half else np.float32)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "product.onnx"
-        path.write_bytes(_product(side, ir.DataType.from_numpy(dtype)))
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        session = device.open(path, options)
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    session = device.open(_product(side, ir.DataType.from_numpy(dtype)), options)
     binding = session.io_binding()
     random = np.random.default_rng(0)
     for name in "ab":
@@ -62,12 +57,7 @@ def pass_operations(bundle: Bundle, component: str, inputs: Mapping[str, NDArray
         component: of it.
         inputs: of the run.
     """
-    path = bundle.component_path(component)
-    with tempfile.TemporaryDirectory() as folder:
-        session = open_graph(str(path), usable_cores(), Path(folder) / "pass")
-        session.run(None, dict(inputs))
-        work = list(read_work(Path(session.end_profiling()), ir.load(path)))
-    return sum(each.operations for each in work)
+    return sum(each.operations for each in work_of(bundle.component_path(component), inputs, usable_cores()))
 
 
 def _product(side: int, dtype: ir.DataType) -> bytes:

@@ -92,6 +92,20 @@ def read_work(profile: Path, model: ir.Model) -> Iterator[Work]:
             yield Work(op_type, tuple(shapes), node.attributes.get_int("num_heads", 0) if node is not None else 0)
 
 
+def work_of(path: Path, inputs: Mapping[str, Array], threads: int) -> list[Work]:
+    """What one run of a graph multiplies.
+
+    Args:
+        path: of the graph.
+        inputs: of the run.
+        threads: to run it with.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        session = open_graph(str(path), threads, Path(folder) / "pass")
+        session.run(None, dict(inputs))
+        return list(read_work(Path(session.end_profiling()), ir.load(path)))
+
+
 def open_graph(model: str | bytes, threads: int, profile: Path | None = None) -> Any:
     """A session as painting opens one."""
     options = ort.SessionOptions()
@@ -178,11 +192,7 @@ def measure(folder: Path, height: int, width: int, threads: int, passes: int, se
         session.run(None, inputs)
         taken.append(time.perf_counter() - start)
     del session
-    with tempfile.TemporaryDirectory() as work:
-        profiled = open_graph(str(path), threads, Path(work) / "pass")
-        profiled.run(None, inputs)
-        found = Counter(read_work(Path(profiled.end_profiling()), ir.load(path)))
-        del profiled
+    found = Counter(work_of(path, inputs, threads))
     rates = {work: rate(work, threads, seconds) for work in _largest(found)}
     best = {kind: max(r for work, r in rates.items() if work.kind == kind) for kind in {w.kind for w in rates}}
     totals: Counter[str] = Counter()

@@ -30,9 +30,7 @@ class CodecMemory:
             KeyError: the bundle, an old one, tells too little.
         """
         memory = decoder.memory or {}
-        self._weights, self._per_pixel = memory["weights"], memory["per_pixel"]
-        if decoder.gpu is not None and takes_gpu_graph(decoder, on_gpu):
-            self._weights = decoder.gpu.weights
+        self._weights, self._per_pixel = decoder.held_weights(takes_gpu_graph(decoder, on_gpu)), memory["per_pixel"]
         # Strips are float32 whatever layers are kept in; beside products of 8-bit numbers there are rounded ones.
         self._strips = 16 if (decoder.quantization or {}).get("int8_convolutions") else 4
         self._recomputes = any(spec.name == "recompute" for spec in decoder.inputs)

@@ -64,7 +64,7 @@ def bytes_to_expand(component: Component) -> int:
     if component.int8 is None:
         return 0
     expanded = component.int8.weights
-    return expanded + int((component.memory or {})["weights"]) + min(expanded, WHILE_EXPANDING)
+    return expanded + component.held_weights() + min(expanded, WHILE_EXPANDING)
 
 
 def ways_to_run(component: Component, work: Workload, base: int, taken: Callable[[bool], int]) -> list[Way]:

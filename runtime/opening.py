@@ -85,7 +85,9 @@ def _open_on(bundle: Bundle, component: Component, device: Device, how: Opening)
             f"{name} multiplies 8-bit numbers in its attention, which needs a processor with VNNI; take a bundle "
             "quantized without --int8-attention"
         )
-    path = bundle.component_path(name, adapted, _takes_gpu_graph(component, adapted, device))
+    gpu = component.variant(adapted).gpu
+    usable = gpu is None or device.half or gpu.dtype != "float16"
+    path = bundle.component_path(name, adapted, usable and takes_gpu_graph(component, device.on_gpu))
     in_strips, constants, threads = computes_in_strips(component), dict(how.adapters), how.threads
     if how.expanded:
         graph = component.variant(adapted).int8
@@ -107,12 +109,6 @@ def takes_gpu_graph(component: Component, on_gpu: bool) -> bool:
     long as float32 does.
     """
     return on_gpu or (saturates() and bool((component.quantization or {}).get("int8_convolutions")))
-
-
-def _takes_gpu_graph(component: Component, adapted: bool, device: Device) -> bool:
-    """The same, of a device: a graph in float16 is none for a card without it."""
-    gpu = component.variant(adapted).gpu
-    return takes_gpu_graph(component, device.on_gpu) and (device.half or gpu is None or gpu.dtype != "float16")
 
 
 def _open_packed(path: Path, bundle: Bundle, name: str, device: Device, threads: int, packed: PackedWeights) -> Any:

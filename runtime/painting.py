@@ -19,11 +19,13 @@ from pochade.runtime.image import to_image
 from pochade.runtime.memory import peak_memory
 from pochade.runtime.pipeline import Pipeline, Result, Tiling
 from pochade.runtime.plan import Plan, Way, Workload
-from pochade.runtime.providers import CPU
 from pochade.runtime.session import ComponentSession
 from pochade.runtime.strips import strip_count
 
 PREVIEW_SIDE = 256
+
+Condition = Mapping[str, Mapping[str, Any]]
+"""Text tokens and modulation of all steps by text, each by the name of the input that takes it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,8 +138,7 @@ class PaintingPipeline(Pipeline, Generic[R]):
         Tokens not yet kept are as they were drawn, latents have their noise.
         """
         # Not _open: a preview belongs neither to the run's providers nor to what an observer is told of it.
-        device = CPU if self._way("decode").on_cpu else self.device
-        session = ComponentSession(self.bundle, self.decoder, device, self.threads, self._stop)
+        session = ComponentSession(self.bundle, self.decoder, self._device_for("decode"), self.threads, self._stop)
         with contextlib.closing(session) as decoder:
             image = self._picture(decoder, state())
         image.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))

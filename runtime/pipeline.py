@@ -296,6 +296,10 @@ class Pipeline(ABC):
         """How to run a phase of the present call."""
         return self.plan.phases[phase] if self.plan is not None else Way(0)
 
+    def _device_for(self, phase: str | None) -> Device:
+        """Where to run a phase of the present call; None for what belongs to none."""
+        return CPU if phase is not None and self._way(phase).on_cpu else self.device
+
     @contextlib.contextmanager
     def _phase(self, phase: str) -> Iterator[None]:
         """Add the time spent inside to the phase's timing; what is opened inside runs where the plan says."""
@@ -325,13 +329,12 @@ class Pipeline(ABC):
         source = bundle or self.bundle
         lora = source.manifest.components[name].lora if source is self.bundle else None
         adapters = stacked(self._loras, name, lora.dtype) if lora is not None else {}
-        aside = self._now is not None and self._way(self._now).on_cpu
-        device = CPU if aside else self.device
+        device = self._device_for(self._now)
         session = ComponentSession(
             source, name, device, self.threads, self._stop, self.observer, times, adapters, self.packed, expanded
         )
         self._providers[called or name] = str(session.placement)
-        if note := session.note or (f"{name} runs {ON_CPU.means}" if aside else ""):
+        if note := session.note or ("" if device is self.device else f"{name} runs {ON_CPU.means}"):
             self._fallen[called or name] = note
         try:
             yield session

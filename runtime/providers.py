@@ -80,16 +80,17 @@ class Device:
         """Execution provider name."""
         return PROVIDERS[self.name]
 
-    def open(self, path: Path, options: Any) -> Any:
+    def open(self, model: Path | bytes, options: Any) -> Any:
         """A session of a graph; the CPU stands behind a card for shape arithmetic.
 
         Args:
-            path: of the graph.
+            model: the graph's file or its content.
             options: of the session.
         """
         if self.name == "webgpu":
-            return webgpu.open_on_card(path, options)
-        return ort.InferenceSession(str(path), options, providers=self._provider_list())
+            return webgpu.open_on_card(model, options)
+        source = model if isinstance(model, bytes) else str(model)
+        return ort.InferenceSession(source, options, providers=self._provider_list())
 
     def _provider_list(self) -> list[str | tuple[str, dict[str, str]]]:
         if self.name == "cpu":
@@ -148,11 +149,12 @@ def _why_not_cuda() -> str | None:
     """
     if PROVIDERS["cuda"] not in ort.get_available_providers():
         return "the installed onnxruntime has no CUDA provider"
-    find_libraries()
     return why_not_listed(PROVIDERS["cuda"])
 
 
 def why_not_listed(provider: str) -> str | None:
     """Why no session runs on a provider that is compiled into the installed onnxruntime, or None when one does."""
+    if provider == PROVIDERS["cuda"]:
+        find_libraries()
     # Without enable_fallback=0, ONNX Runtime prints to stdout and quietly takes the CPU.
     return why_not(lambda model: ort.InferenceSession(model, providers=[provider], enable_fallback=0), provider)

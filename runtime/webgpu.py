@@ -55,8 +55,8 @@ def computes_in_half() -> bool:
 def attends_correctly(element: int) -> bool:
     """Whether the fused attention of the card gives what attention is.
 
-    With version 0.4.0 of the plug-in it is off by a tenth on SwiftShader, whose subgroups have four lanes; the like of
-    it was seen on other cards (onnxruntime pull request 28520).
+    With version 0.4.0 of the plug-in it is not on SwiftShader; the like of it was seen on cards (onnxruntime pull
+    request 28520).
 
     Args:
         element: type to compute in, of `pochade.runtime.probe`.

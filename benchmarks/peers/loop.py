@@ -12,7 +12,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -88,7 +88,7 @@ def run(load: Callable[[Mapping[str, Any], Clock], tuple[Networks, Array, Mappin
     """
     job = json.load(sys.stdin)
     clock = Clock()
-    with watched_card() if job["device"] == "cuda" else nullcontext() as card:
+    with watched_card(job["device"]) as card:
         networks, ids, scheduler = load(job, clock)
         start = time.perf_counter()
         paint(networks, ids, scheduler, job["settings"], clock)
@@ -97,7 +97,7 @@ def run(load: Callable[[Mapping[str, Any], Clock], tuple[Networks, Array, Mappin
         "picture": painted,
         "cpu": time.process_time(),
         "peak_rss": peak_memory(),
-        "peak_vram": card.bytes if card else None,
+        "peak_vram": card.bytes,
         "components": clock.components,
     }
     print(json.dumps(figures))

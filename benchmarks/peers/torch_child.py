@@ -127,10 +127,8 @@ def load(job: Mapping[str, Any], clock: Clock) -> tuple[Networks, Array, Mapping
     encodings = checkpoint.tokenizer().encode_batch([job["prompt"], ""])
     ids = np.array([encoding.ids for encoding in encodings], np.int64)
     dtype, _, compiled = job["variant"].partition(" ")
-    networks, scheduler = (
-        TorchNetworks(checkpoint, DTYPES[dtype], clock, job["device"]),
-        checkpoint.scheduler_manifest(),
-    )
+    networks = TorchNetworks(checkpoint, DTYPES[dtype], clock, job["device"])
+    scheduler = checkpoint.scheduler_manifest()
     if compiled:
         with clock("transformer", "opened"):
             height, width = (int(job["settings"][side]) // scheduler["codec_factor"] for side in ("height", "width"))

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pochade.errors import UsageError
 from pochade.runtime.arguments import MAX_TEMPERATURE, check_number
 from pochade.runtime.families.meissonic import DenoiseLoop, MaskedRequest, MeissonicPipeline
+from pochade.runtime.painting import Condition
 from pochade.runtime.rng import Noise, StartNoise, uniform_row
 from pochade.runtime.session import ComponentSession, to_array
 
@@ -60,7 +61,7 @@ class DimoPipeline(MeissonicPipeline):
     def _loop(
         self,
         request: MaskedRequest,
-        condition: dict[str, tuple[Any, Any]],
+        condition: Condition,
         noise: Noise,
         image: int,
         transformer: ComponentSession,
@@ -97,7 +98,7 @@ class _OneStep:
         self,
         tokens: NDArray[np.int64],
         request: MaskedRequest,
-        condition: dict[str, tuple[Any, Any]],
+        condition: Condition,
         noise: StartNoise,
         image: int,
         transformer: ComponentSession,
@@ -105,7 +106,7 @@ class _OneStep:
     ) -> None:
         self._tokens = tokens
         self._temperature = np.array(request.temperature[:1], np.float32)
-        self._context, self._modulation = condition[request.prompts[image]]
+        self._condition = condition[request.prompts[image]]
         self._noise = noise
         self._image = image
         self._transformer = transformer
@@ -119,8 +120,7 @@ class _OneStep:
         """See `DenoiseLoop.run`."""
         cells, dim = tokens[0].size, self._width()
         noise = self._noise.normal(self._image, cells, dim).reshape(*tokens.shape, dim)
-        inputs = {"tokens": tokens, "noise": noise, "context": self._context, "modulation": self._modulation}
-        features = self._transformer.run(inputs)["features"]
+        features = self._transformer.run({"tokens": tokens, "noise": noise, **self._condition})["features"]
         draw = uniform_row(self._noise.draw(self._image, step, cells), cells)
         outputs = self._sampler.run({"features": features, "draw_noise": draw, "temperature": self._temperature})
         codes = to_array(outputs["codes"]).reshape(tokens.shape)

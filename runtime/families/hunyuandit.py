@@ -31,12 +31,12 @@ from pochade.runtime.arguments import (
     read_prompts,
 )
 from pochade.runtime.families.hunyuandit_controlnet import Control, HunyuanControlNet, Latent, read_controls
-from pochade.runtime.families.hunyuandit_loop import Condition, DiffusionLoop, DiffusionRequest
+from pochade.runtime.families.hunyuandit_loop import DiffusionLoop, DiffusionRequest
 from pochade.runtime.families.hunyuandit_lora import LORA_NAMES
 from pochade.runtime.families.hunyuandit_memory import MemoryModel
 from pochade.runtime.hunyuan_grid import nearest_size, rotary_tables
 from pochade.runtime.image import from_image
-from pochade.runtime.painting import PaintingPipeline
+from pochade.runtime.painting import Condition, PaintingPipeline
 from pochade.runtime.pipeline import Pipeline, Result, StepEvent
 from pochade.runtime.rng import MAX_SEED, GaussianNoise, PhiloxGaussianNoise, random_seed
 from pochade.runtime.schedulers import SAMPLERS
@@ -282,7 +282,7 @@ class HunyuanDiTPipeline(PaintingPipeline[DiffusionRequest]):
         with self._phase("condition"), self._open("condition", bundle, f"condition{suffix}") as session:
             for text, inputs in states.items():
                 outputs = session.run({**inputs, **shared})
-                condition[text] = (session.detached(outputs["context"]), session.detached(outputs["modulation"]))
+                condition[text] = {name: session.detached(outputs[name]) for name in ("context", "modulation")}
         return condition
 
     def _denoise(
@@ -303,9 +303,8 @@ class HunyuanDiTPipeline(PaintingPipeline[DiffusionRequest]):
         with contextlib.ExitStack() as opened:
             transformer = opened.enter_context(self._open("transformer", expanded=self._is_expanded))
             # Once for all steps where they are read.
-            rope, condition = transformer.brought(self._rope(request)), {}
-            for text, (context, modulation) in conditions[0].items():
-                condition[text] = transformer.brought({"context": context, "modulation": modulation})
+            rope = transformer.brought(self._rope(request))
+            condition = {text: transformer.brought(told) for text, told in conditions[0].items()}
             controls = []
             for i, (net, scale) in enumerate(zip(nets, request.control_scales, strict=True)):
                 session = opened.enter_context(self._open("controlnet", net, f"controlnet{_suffix(i)}"))

@@ -15,6 +15,7 @@ from pochade.errors import BundleInvalidError, UsageError
 from pochade.runtime.arguments import check_number
 from pochade.runtime.companion import Companion
 from pochade.runtime.hunyuan_grid import rotary_tables
+from pochade.runtime.painting import Condition
 from pochade.runtime.session import ComponentSession
 
 REVISIONS = (1,)
@@ -106,8 +107,8 @@ class Control:
     """A net at work: open, told the prompts, looking at its picture."""
 
     session: ComponentSession
-    condition: Mapping[str, tuple[Any, Any]]
-    """Context and modulation of every distinct text, from the net's own `condition`."""
+    condition: Condition
+    """From the net's own `condition`."""
     latent: Latent
     """Of the control image."""
     scale: float
@@ -120,8 +121,7 @@ class Control:
             inputs: of the transformer, for this step.
             controls: of the nets before; empty for the first.
         """
-        context, modulation = self.condition[text]
-        own = {"context": context, "modulation": modulation, "control": self.latent}
+        own = {**self.condition[text], "control": self.latent}
         scale = {"scale": np.array([self.scale], np.float32)}
         return {"controls": self.session.run({**inputs, **own, **scale, **controls})["sums"]}
 

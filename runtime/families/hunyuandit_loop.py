@@ -13,13 +13,10 @@ from PIL import Image
 from pochade.errors import UsageError
 from pochade.runtime.families.hunyuandit_controlnet import Control, Latent
 from pochade.runtime.guidance import guided
-from pochade.runtime.painting import Request
+from pochade.runtime.painting import Condition, Request
 from pochade.runtime.rng import GaussianNoise
 from pochade.runtime.schedulers.diffusion import DiffusionScheduler
 from pochade.runtime.session import ComponentSession, to_array
-
-Condition = Mapping[str, tuple[Any, Any]]
-"""Text tokens and modulation of all steps, by text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +47,7 @@ class DiffusionLoop:
     """Of latents."""
     rope: Mapping[str, Any]
     """Angles of every cell, as the transformer takes them."""
-    condition: Mapping[str, Mapping[str, Any]]
-    """Text tokens and modulation, as the transformer takes them, by text."""
+    condition: Condition
     transformer: ComponentSession
     controls: Sequence[Control]
 

@@ -54,8 +54,7 @@ class MemoryModel:
         """Read what the bundle tells; see `of`."""
         components = bundle.manifest.components
         self._on_gpu = on_gpu
-        self._memory = {name: component.memory or {} for name, component in components.items()}
-        self._gpu = {name: component.gpu.weights for name, component in components.items() if component.gpu}
+        self._components = components
         outputs = {spec.name: spec.shape for spec in components["condition"].outputs}
         tokens = int(outputs["context"][1])
         self._context = tokens * int(outputs["context"][2])
@@ -68,14 +67,9 @@ class MemoryModel:
         self._patch = int(bundle.manifest.scheduler["patch"])
         self._nets = [net.manifest.components for net in nets]
         looped = (components["transformer"], *(net["controlnet"] for net in self._nets))
-        self._loop_weights = sum(
-            component.gpu.weights
-            if on_gpu and component.gpu is not None
-            else int(_prepacked(component) * (component.memory or {})["weights"])
-            for component in looped
-        )
+        self._loop_weights = sum(_loop_weights(component, on_gpu) for component in looped)
         transformer = components["transformer"]
-        stored = int(_prepacked(transformer) * (transformer.memory or {})["weights"])
+        stored = _loop_weights(transformer, False)
         self._more = 0 if transformer.int8 is None else transformer.int8.weights - stored
         """Of the transformer, if its weights are expanded."""
         self._transformer = transformer
@@ -106,7 +100,7 @@ class MemoryModel:
         count = len(self._nets)
         modulation = work.steps * work.texts * (self._rows + count * self._skips) * self._dim * FLOAT
         kept = modulation + work.texts * (1 + count) * self._context * FLOAT
-        told = [self._weights("condition"), *((net["condition"].memory or {})["weights"] for net in self._nets)]
+        told = [self._weights("condition"), *(net["condition"].held_weights() for net in self._nets)]
         conditions = int(max(told) * (GPU_CONDITION if self._on_gpu else 1))
         encoders = max(self._weights("text_encoder"), self._weights("text_encoder_2")) + (
             GPU_TEXT if self._on_gpu else 0
@@ -129,8 +123,7 @@ class MemoryModel:
         }
 
     def _weights(self, component: str) -> int:
-        known = self._memory[component]["weights"]
-        return self._gpu.get(component, known) if self._on_gpu else known
+        return self._components[component].held_weights(self._on_gpu)
 
     def _loop(self, work: Workload, expanded: bool) -> int:
         """The transformer, open and at work."""
@@ -154,3 +147,9 @@ class MemoryModel:
 def _prepacked(component: Component) -> float:
     """Share of the weights that an open session holds: block-wise products keep sums of their blocks."""
     return 1.0 if component.precision in NOT_EXPANDED else PREPACKED
+
+
+def _loop_weights(component: Component, on_gpu: bool) -> int:
+    """Bytes of a component's weights while it runs on every step."""
+    on_card = on_gpu and component.gpu is not None
+    return component.held_weights(True) if on_card else int(_prepacked(component) * component.held_weights())

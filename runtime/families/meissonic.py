@@ -32,7 +32,7 @@ from pochade.runtime.arguments import (
 )
 from pochade.runtime.families.meissonic_memory import MemoryModel
 from pochade.runtime.lora import LoraNames
-from pochade.runtime.painting import PaintingPipeline, Request
+from pochade.runtime.painting import Condition, PaintingPipeline, Request
 from pochade.runtime.pipeline import Result, StepEvent
 from pochade.runtime.rng import MAX_SEED, Noise, PhiloxNoise, random_seed, uniform_row
 from pochade.runtime.schedulers.masked import MaskedSchedule, MaskingSchedule
@@ -204,7 +204,7 @@ class MeissonicPipeline(PaintingPipeline[MaskedRequest]):
         yield replace(self._result(request, finished, notes, start), tokens=tuple(finished))
 
     def _denoise(
-        self, request: MaskedRequest, condition: dict[str, tuple[Any, Any]], noise: Noise, start: float
+        self, request: MaskedRequest, condition: Condition, noise: Noise, start: float
     ) -> Generator[StepEvent, None, list[NDArray[np.int64]]]:
         """Token grid of every image; a method of its own, so that no value of its sessions outlives it."""
         total = len(request.prompts) * request.num_inference_steps
@@ -227,7 +227,7 @@ class MeissonicPipeline(PaintingPipeline[MaskedRequest]):
     def _loop(
         self,
         request: MaskedRequest,
-        condition: dict[str, tuple[Any, Any]],
+        condition: Condition,
         noise: Noise,
         image: int,
         transformer: ComponentSession,
@@ -252,7 +252,7 @@ class MeissonicPipeline(PaintingPipeline[MaskedRequest]):
                 states[text] = (encoder.detached(outputs["text_states"]), encoder.detached(outputs["pooled"]))
         return states, notes
 
-    def _condition(self, request: MaskedRequest, states: dict[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
+    def _condition(self, request: MaskedRequest, states: dict[str, tuple[Any, Any]]) -> Condition:
         """Text stream and modulation of all steps, for every distinct text."""
         micro = np.array([request.micro_conds], np.float32)
         timesteps = np.arange(request.num_inference_steps - 1, -1, -1, dtype=np.float32)
@@ -261,7 +261,7 @@ class MeissonicPipeline(PaintingPipeline[MaskedRequest]):
             for text, (text_states, pooled) in states.items():
                 inputs = {"text_states": text_states, "pooled": pooled, "micro_conds": micro, "timesteps": timesteps}
                 outputs = session.run(inputs)
-                condition[text] = (session.detached(outputs["context"]), session.detached(outputs["modulation"]))
+                condition[text] = {name: session.detached(outputs[name]) for name in ("context", "modulation")}
         return condition
 
     @property
@@ -285,7 +285,7 @@ class _MaskedLoop:
         tokens: NDArray[np.int64],
         request: MaskedRequest,
         schedule: MaskedSchedule,
-        condition: dict[str, tuple[Any, Any]],
+        condition: Condition,
         noise: Noise,
         image: int,
         transformer: ComponentSession,
@@ -297,8 +297,10 @@ class _MaskedLoop:
         self._image = image
         self._transformer = transformer
         self._sampler = sampler
-        self._positive = _brought(condition[request.prompts[image]], transformer)
-        self._negative = _brought(condition[request.negative_prompts[image]], transformer) if request.guided else None
+        # Once for all steps where it is read.
+        self._positive = transformer.brought(condition[request.prompts[image]])
+        negative = condition[request.negative_prompts[image]] if request.guided else None
+        self._negative = None if negative is None else transformer.brought(negative)
         self._guidance = np.array([request.guidance_scale if request.guided else 1.0], np.float32)
 
     def start(self) -> NDArray[np.int64]:
@@ -329,9 +331,3 @@ class _MaskedLoop:
     def _features(self, tokens: Any, step: int, condition: Mapping[str, Any]) -> Any:
         # Two passes of batch 1 need half the activations of one of batch 2 (docs/families.md).
         return self._transformer.run({"tokens": tokens, "step": np.array([step]), **condition})["features"]
-
-
-def _brought(condition: tuple[Any, Any], transformer: ComponentSession) -> dict[str, Any]:
-    """Text stream and modulation, once for all steps where the transformer reads them."""
-    context, modulation = condition
-    return transformer.brought({"context": context, "modulation": modulation})

@@ -40,8 +40,7 @@ class MemoryModel:
         components = bundle.manifest.components
         self._on_gpu = on_gpu
         self._expands = components["transformer"].precision == "int8"
-        self._gpu = {name: component.gpu.weights for name, component in components.items() if component.gpu}
-        self._memory = {name: component.memory or {} for name, component in components.items()}
+        self._components = components
         outputs = {spec.name: spec.shape for spec in components["condition"].outputs}
         self._dim = int(outputs["context"][2])
         self._rows = int(outputs["modulation"][2])
@@ -83,8 +82,7 @@ class MemoryModel:
         }
 
     def _weights(self, component: str) -> int:
-        known = self._memory[component]["weights"]
-        return self._gpu.get(component, known) if self._on_gpu else known
+        return self._components[component].held_weights(self._on_gpu)
 
     def _loop(self, work: Workload, expanded: bool) -> int:
         """Transformer and sampler, open and at work."""

@@ -109,6 +109,18 @@ class Component:
         """Its graph files, the first one first."""
         return (*_files(self), *(() if self.lora is None else _files(self.lora)))
 
+    def held_weights(self, on_gpu: bool = False) -> int:
+        """Bytes that an open session holds of the weights.
+
+        Args:
+            on_gpu: on a graphics card, of the graph for one.
+
+        Raises:
+            KeyError: the bundle, an old one, does not tell.
+        """
+        known = (self.memory or {})["weights"]
+        return self.gpu.weights if on_gpu and self.gpu is not None else known
+
     def variant(self, adapted: bool) -> Component | LoraGraph:
         """What to take a graph from.
 

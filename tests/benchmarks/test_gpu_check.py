@@ -57,13 +57,13 @@ def test_what_the_driver_says_of_this_process(monkeypatch: pytest.MonkeyPatch) -
     rows = [["1", "77"], [str(os.getpid()), "512"]]
     monkeypatch.setattr(card, "query_card", lambda *_: rows)
     assert card.card_memory() == 512 * 1024**2
-    with card.watched_card(0.001) as peak:
+    with card.watched_card("cuda", 0.001) as peak:
         while peak.bytes is None:
             pass
     assert peak.bytes == 512 * 1024**2
     monkeypatch.setattr(card, "query_card", lambda *_: [[str(os.getpid()), "[N/A]"]])
     assert card.card_memory() is None
-    with card.watched_card(0.001) as peak:
+    with card.watched_card("cuda", 0.001) as peak:
         pass
     assert peak.bytes is None
 

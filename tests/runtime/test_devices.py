@@ -57,7 +57,8 @@ class Card(Device):
     brought: list[tuple[int, ...]]
     """Shapes of all arrays that were made values."""
 
-    def open(self, path: Path, options: Any) -> Any:
+    def open(self, path: Path | bytes, options: Any) -> Any:
+        assert isinstance(path, Path)
         self.opened.append(path.name)
         return Pretended(CPU.open(path, options), self.provider, self.strays.get(path.name.split(".")[0], []))
 

@@ -167,20 +167,17 @@ def _onnxruntime(version: str | None, problem: str | None) -> OnnxRuntime:
 def _providers(listed: Sequence[str]) -> Iterator[Provider]:
     """Whether each provider really loads; that it is listed only says which wheel is installed."""
     from pochade.runtime import webgpu
-    from pochade.runtime.providers import PROVIDERS, find_libraries, fix, why_not_listed
+    from pochade.runtime.providers import PROVIDERS, fix, why_not_listed
 
-    devices = {provider: device for device, provider in PROVIDERS.items()}
-    for name in [name for name in listed if name != webgpu.PROVIDER]:
-        if name == PROVIDERS["cuda"]:
-            find_libraries()
-        device, reason = devices.get(name), why_not_listed(name)
-        mend = fix(device, reason) if device and reason else None
-        yield Provider(name=name, device=device, loads=reason is None, reason=reason, fix=mend)
+    reasons = {name: why_not_listed(name) for name in listed if name != webgpu.PROVIDER}
     # A plug-in, which no onnxruntime lists before it is registered; nothing is missing where nobody installed it.
     if webgpu.is_installed():
-        reason = webgpu.why_not_webgpu()
-        mend = fix("webgpu", reason) if reason else None
-        yield Provider(name=webgpu.PROVIDER, device="webgpu", loads=reason is None, reason=reason, fix=mend)
+        reasons[webgpu.PROVIDER] = webgpu.why_not_webgpu()
+    devices = {provider: device for device, provider in PROVIDERS.items()}
+    for name, reason in reasons.items():
+        device = devices.get(name)
+        mend = fix(device, reason) if device and reason else None
+        yield Provider(name=name, device=device, loads=reason is None, reason=reason, fix=mend)
 
 
 def _bundles() -> Iterator[InstalledBundle]:
