@@ -9,8 +9,9 @@ from typing import Any
 from numpy.typing import NDArray
 
 from pochade.bundle import Bundle, Component
+from pochade.component import FREE_AXIS
 from pochade.errors import BundleInvalidError, DeviceUnavailableError
-from pochade.machine import saturates
+from pochade.machine import has_tiles, saturates
 from pochade.runtime.expanded import expanded_weights
 from pochade.runtime.ort import ort
 from pochade.runtime.packed import PackedWeights, packed_key
@@ -159,8 +160,14 @@ def _open(path: Path, where: Path, device: Device, threads: int, in_strips: bool
     # strips there and leave holes, 0.3 GB of 0.9. Beside a card it stays: without it a Loop was given a number of
     # trips that nothing had written yet.
     options.enable_cpu_mem_arena = device.on_gpu or not in_strips
-    # Two sessions are open in the loop; a pool that spins while it waits takes the other one's cores.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Threads that spin between operators take up the next one at once; after a run they would keep the cores from
+    # whatever computes next.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    if in_strips:
+        # Otherwise what is widened for several readers is widened for each of them.
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+        if not has_tiles():
+            options.add_free_dimension_override_by_name(FREE_AXIS, 1)
     if device.on_gpu:
         options.add_session_config_entry(RECORD, "1")
     elif saturates():

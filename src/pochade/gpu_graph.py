@@ -20,7 +20,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from pochade.component import Component, GpuGraph
+from pochade.component import FREE_SUFFIX, Component, GpuGraph
 from pochade.session_memory import weight_bytes
 
 OWN_DOMAIN = "pochade"
@@ -181,7 +181,7 @@ def _expand_convolution(product: ir.Node) -> None:
     brought = codes.producer()
     codes = codes if brought is None else brought.inputs[0]
     assert codes is not None and isinstance(codes.graph, ir.Graph) and codes.shape is not None, "a weight is computed"
-    widened = ir.node("DequantizeLinear", [x, x_scale, x_zero], name=f"{product.name}.widened")
+    widened = ir.node("DequantizeLinear", [x, x_scale, _fixed(x_zero)], name=f"{product.name}.widened")
     column = [-1, *[1] * (len(codes.shape) - 1)]
     inputs: list[ir.Value | None] = [widened.outputs[0], _scaled(codes.graph, codes, [scales], column)]
     if bias is not None:
@@ -195,6 +195,14 @@ def _expand_convolution(product: ir.Node) -> None:
     product.resize_inputs(3)
     for i, value in enumerate((conv.outputs[0], *steps)):
         product.replace_input_with(i, value)
+
+
+def _fixed(zero: ir.Value | None) -> ir.Value | None:
+    """The constant that a free zero point is the same as (`pochade.quant.int8_conv`); any other one as it is."""
+    made = zero.producer() if zero is not None else None
+    if zero is None or zero.name is None or made is None or not isinstance(made.graph, ir.Graph):
+        return zero
+    return made.graph.initializers[zero.name.removesuffix(FREE_SUFFIX)]
 
 
 def _rearrange_floats(node: ir.Node) -> None:

@@ -129,6 +129,12 @@ def _output(*command: str) -> str:
 
 
 @functools.cache
+def has_tiles() -> bool:
+    """Whether the processor multiplies tiles of 8-bit numbers (Intel AMX), an order of magnitude faster than others."""
+    return "amx_int8" in cpu_features()
+
+
+@functools.cache
 def saturates() -> bool:
     """Whether 8-bit products may overflow 16 bits here: on x86 unless the processor is known to have VNNI.
 

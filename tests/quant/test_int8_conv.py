@@ -16,9 +16,11 @@ import pytest
 from numpy.typing import NDArray
 
 from pochade.bundle import Bundle
+from pochade.component import FREE_AXIS
 from pochade.errors import UsageError
 from pochade.gpu_graph import save_gpu_graph
 from pochade.machine import saturates
+from pochade.quant import int8_conv
 from pochade.quant.bundle import quantize_bundle
 from pochade.quant.component import ComponentReport, quantize_component
 from pochade.quant.fidelity import Call, open_pipeline
@@ -27,6 +29,8 @@ from pochade.quant.scheme import SCHEMES, STATIC, Scheme, Use
 from pochade.quant.surgery import graphs_around
 from pochade.runtime import opening
 from pochade.runtime.codec_memory import CodecMemory
+from pochade.runtime.ort import ort
+from pochade.runtime.providers import choose
 from tests.quant.graphs import relative_error, session
 
 ROWS, COLUMNS = 6, 4
@@ -72,6 +76,11 @@ def kept_types(path: Path) -> Counter[ir.DataType | None]:
 
 def rearranged(path: Path) -> list[ir.Node]:
     return [node for node in ir.load(path).graph.all_nodes() if node.op_type == "DepthToSpace"]
+
+
+def free_axis_is_read(path: Path) -> bool:
+    """Whether a graph asks at run time how long the axis of its free zero points is."""
+    return any((node.name or "").startswith(FREE_AXIS) for node in ir.load(path).graph.all_nodes())
 
 
 def operators(path: Path) -> Counter[str]:
@@ -162,6 +171,38 @@ def test_codes_move_in_place_of_numbers(decoder: Path, tmp_path: Path) -> None:
         assert source is not None
         maker = source.producer()
         assert maker is None or maker.op_type not in ("Concat", "Slice")
+
+
+@needs_vnni
+def test_free_zero_points_are_constant_where_their_axis_is_given(
+    decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fixed, _ = quantized(decoder, tmp_path / "fixed", recorded())
+    monkeypatch.setattr(int8_conv, "WIDE", 16)
+    path, _ = quantized(decoder, tmp_path / "free", recorded())
+    zeros = [node.inputs[2] for node in ir.load(path).graph.all_nodes() if node.op_type == "QLinearConv"]
+    free = {zero.name for zero in zeros if zero is not None and not zero.is_initializer()}
+    assert 0 < len(free) < len({zero.name for zero in zeros if zero is not None})
+    assert np.array_equal(picture(path), picture(fixed))
+    # What is left of them once ONNX Runtime has opened the graph.
+    for has_tiles in (False, True):
+        monkeypatch.setattr(opening, "has_tiles", lambda has_tiles=has_tiles: has_tiles)
+        opened = tmp_path / f"opened{has_tiles}.onnx"
+        real = ort.SessionOptions
+
+        def writing(opened: Path = opened, real: Any = real) -> Any:
+            options = real()
+            options.optimized_model_filepath = str(opened)
+            return options
+
+        monkeypatch.setattr(ort, "SessionOptions", writing)
+        found = opening._open(path, tmp_path, choose("cpu"), 1, True).run(None, dict(grids(1, 1)[0]))[0]
+        monkeypatch.setattr(ort, "SessionOptions", real)
+        assert np.array_equal(found, picture(fixed))
+        assert free_axis_is_read(opened) is has_tiles
+    expanded = save_gpu_graph(path, "float32")
+    assert expanded is not None and not free_axis_is_read(path.with_name(expanded.file))
+    assert relative_error(picture(path.with_name(expanded.file)), picture(path)) < 0.02
 
 
 def test_weights_are_packed_within_branches(decoder: Path, tmp_path: Path) -> None:
