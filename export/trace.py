@@ -55,7 +55,8 @@ def build(plan: ComponentPlan) -> ir.Model:
 
 
 def save(model: ir.Model, path: Path, progress: Callable[[int, int], None] | None = None) -> None:
-    """Write the graph and, beside it, one data file `<name>.data`; weights pass through memory one by one."""
+    """Write the graph and, where it has weights, a file `<name>.data` beside it; they pass through one by one."""
+    data = path.with_name(f"{path.name}.data")
 
     def callback(_: ir.TensorProtocol, info: ir.external_data.CallbackInfo) -> None:
         if progress:
@@ -64,11 +65,14 @@ def save(model: ir.Model, path: Path, progress: Callable[[int, int], None] | Non
     ir.save(
         model,
         path,
-        external_data=f"{path.name}.data",
+        external_data=data.name,
         size_threshold_bytes=INLINE_BYTES,
         alignment=ALIGNMENT,
         callback=callback,
     )
+    if data.stat().st_size == 0:
+        # Made even where nothing is large enough for it, and a bundle may hold no unused file.
+        data.unlink()
 
 
 def _trace(plan: ComponentPlan) -> ir.Model:

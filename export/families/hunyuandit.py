@@ -21,6 +21,7 @@ from pochade.export.bert_tokenizer import bert_tokenizer
 from pochade.export.checkpoint import TensorFolder, Tensors, empty, parse_config
 from pochade.export.codec_graphs import decoder_layer_bytes
 from pochade.export.component import ComponentPlan
+from pochade.export.diffusion_sampler import build_diffusion_sampler
 from pochade.export.hunyuan_components import condition_plan, transformer_plan
 from pochade.export.hunyuan_layouts import SCHEDULE, Layout
 from pochade.export.modules.hunyuan_dit import HunyuanDiT as Network
@@ -31,7 +32,7 @@ from pochade.export.trace import build
 from pochade.export.vae_graphs import build_vae_decoder, build_vae_encoder
 from pochade.runtime.hunyuan_grid import BASE, BINS, THETA
 
-REVISION = 1
+REVISION = 2
 """Of component and tensor names; pochade.runtime.families.hunyuandit agrees on it."""
 
 
@@ -101,6 +102,7 @@ class HunyuanDiT:
         """Name and builder of every component; BERT and the transformer compute in `dtype`, others in float32."""
         for plan in self.plans(dtype):
             yield plan.name, partial(build, plan)
+        yield "sampler", lambda: build_diffusion_sampler(self.layout.config.in_channels)
         yield "vae_decoder", lambda: build_vae_decoder(self.codec, self.codec_weights.__getitem__)
         yield "vae_encoder", lambda: build_vae_encoder(self.codec, self.codec_weights.__getitem__)
 

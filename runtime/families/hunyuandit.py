@@ -41,10 +41,10 @@ from pochade.runtime.pipeline import Pipeline, Result, StepEvent
 from pochade.runtime.rng import MAX_SEED, GaussianNoise, PhiloxGaussianNoise, random_seed
 from pochade.runtime.schedulers import SAMPLERS
 from pochade.runtime.schedulers.diffusion import DiffusionConfig, DiffusionScheduler
-from pochade.runtime.session import read_later
+from pochade.runtime.session import read_later, to_array
 from pochade.runtime.tokenizer import EncodedPrompt, PromptTokenizer
 
-REVISIONS = (1,)
+REVISIONS = (2,)
 """Of component and tensor names; pochade.export.families.hunyuandit writes the last."""
 
 ORIGINAL_SIZE = (1024.0, 1024.0)
@@ -58,7 +58,7 @@ class HunyuanDiTPipeline(PaintingPipeline[DiffusionRequest]):
 
     revisions: ClassVar = REVISIONS
     lora_names: ClassVar = LORA_NAMES
-    components: ClassVar = (*ENCODERS, "condition", "transformer", "vae_decoder")
+    components: ClassVar = (*ENCODERS, "condition", "transformer", "sampler", "vae_decoder")
     decoder: ClassVar = "vae_decoder"
     decoder_input: ClassVar = "latent"
 
@@ -302,27 +302,39 @@ class HunyuanDiTPipeline(PaintingPipeline[DiffusionRequest]):
         shape = (1, self._channels, *self._grid(request))
         with contextlib.ExitStack() as opened:
             transformer = opened.enter_context(self._open("transformer", expanded=self._is_expanded))
+            sampler = opened.enter_context(self._open("sampler"))
             # Once for all steps where they are read.
             rope = transformer.brought(self._rope(request))
             condition = {text: transformer.brought(told) for text, told in conditions[0].items()}
             controls = []
             for i, (net, scale) in enumerate(zip(nets, request.control_scales, strict=True)):
                 session = opened.enter_context(self._open("controlnet", net, f"controlnet{_suffix(i)}"))
-                controls.append(Control(session, conditions[i + 1], pictures[i], scale))
+                seen = session.brought({"control": pictures[i]})["control"]
+                controls.append(Control(session, conditions[i + 1], seen, scale))
             for image in range(len(request.prompts)):
                 loop = DiffusionLoop(
-                    request, image, self._scheduler(request), noise, shape, rope, condition, transformer, controls
+                    request,
+                    image,
+                    self._scheduler(request),
+                    noise,
+                    shape,
+                    rope,
+                    condition,
+                    transformer,
+                    sampler,
+                    controls,
                 )
-                latent = loop.start(first, initial)
+                latent: Any = loop.start(first, initial)
+                picture: Any = None
                 for step in range(first, steps):
                     with self._phase("denoise"):
-                        latent = loop.run(step, latent)
+                        latent, picture = loop.run(step, latent, picture)
                     done = image * (steps - first) + step - first + 1
                     yield StepEvent(
                         done, total, time.perf_counter() - start, image, partial(self._preview, read_later(latent))
                     )
                     self._stop.check()
-                finished.append(latent)
+                finished.append(to_array(latent))
         return finished
 
     def _rope(self, request: DiffusionRequest) -> dict[str, NDArray[np.float32]]:

@@ -109,8 +109,8 @@ class Control:
     session: ComponentSession
     condition: Condition
     """From the net's own `condition`."""
-    latent: Latent
-    """Of the control image."""
+    latent: Any
+    """Of the control image, where the net reads it."""
     scale: float
 
     def add(self, text: str, inputs: Mapping[str, Any], controls: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,11 +12,10 @@ from PIL import Image
 
 from pochade.errors import UsageError
 from pochade.runtime.families.hunyuandit_controlnet import Control, Latent
-from pochade.runtime.guidance import guided
 from pochade.runtime.painting import Condition, Request
 from pochade.runtime.rng import GaussianNoise
 from pochade.runtime.schedulers.diffusion import DiffusionScheduler
-from pochade.runtime.session import ComponentSession, to_array
+from pochade.runtime.session import ComponentSession
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +40,6 @@ class DiffusionLoop:
     image: int
     """Which picture of the call it is."""
     scheduler: DiffusionScheduler
-    """Of this picture alone; some remember the step before."""
     noise: GaussianNoise
     shape: tuple[int, ...]
     """Of latents."""
@@ -49,6 +47,7 @@ class DiffusionLoop:
     """Angles of every cell, as the transformer takes them."""
     condition: Condition
     transformer: ComponentSession
+    sampler: ComponentSession
     controls: Sequence[Control]
 
     def start(self, first: int, initial: Latent | None) -> Latent:
@@ -56,24 +55,46 @@ class DiffusionLoop:
         noise = _checked(self.noise.start(self.image, self.shape), self.shape)
         return noise if initial is None else self.scheduler.add_noise(first, initial, noise)
 
-    def run(self, step: int, latent: Latent) -> Latent:
-        """Latents after a step."""
-        velocity = self._velocity(step, latent, self.request.prompts[self.image])
-        if self.request.guided:
-            away = self._velocity(step, latent, self.request.negative_prompts[self.image])
-            velocity = guided(velocity, away, self.request.guidance_scale, self.request.guidance_rescale)
-        noise = None
+    def run(self, step: int, latent: Any, picture_before: Any = None) -> tuple[Any, Any]:
+        """A step, on the transformer's device.
+
+        Args:
+            step: index of it.
+            latent: before it, on the host or on that device.
+            picture_before: that the step before gave; None for the first one that is taken.
+
+        Returns:
+            Latents after it, and the picture that the network saw before it, like latents.
+        """
+        request = self.request
+        wanted = away = self._velocity(step, latent, request.prompts[self.image])
+        if request.guided:
+            away = self._velocity(step, latent, request.negative_prompts[self.image])
+        noise = latent
         if self.scheduler.needs_noise:
             noise = _checked(self.noise.step(self.image, step, self.shape), self.shape)
-        return np.asarray(self.scheduler.step(step, velocity, latent, noise), np.float32)
+        # What has no weight may be anything: latents are there already.
+        outputs = self.sampler.run(
+            {
+                "latent": latent,
+                "noise_pred": wanted,
+                "negative_noise_pred": away,
+                "picture_before": latent if picture_before is None else picture_before,
+                "noise": noise,
+                "guidance_scale": np.array([request.guidance_scale if request.guided else 1.0], np.float32),
+                "guidance_rescale": np.array([request.guidance_rescale if request.guided else 0.0], np.float32),
+                "step_weights": np.array(self.scheduler.step_weights(step, picture_before is None), np.float32),
+            }
+        )
+        return outputs["next_latent"], outputs["picture"]
 
-    def _velocity(self, step: int, latent: Latent, text: str) -> Latent:
+    def _velocity(self, step: int, latent: Any, text: str) -> Any:
         # Two passes of batch 1 need half the activations of one of batch 2 (docs/families.md).
         inputs = {"latent": latent, "step": np.array([step]), **self.condition[text], **self.rope}
         added: dict[str, Any] = {}
         for control in self.controls:
             added = control.add(text, inputs, added)
-        return to_array(self.transformer.run(inputs | added)["noise_pred"])
+        return self.transformer.run(inputs | added)["noise_pred"]
 
 
 def _checked(noise: NDArray[np.float32], shape: tuple[int, ...]) -> Latent:

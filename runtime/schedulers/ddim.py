@@ -6,23 +6,15 @@ from dataclasses import replace
 from math import sqrt
 from typing import Self
 
-from pochade.runtime.schedulers.diffusion import DiffusionConfig, DiffusionScheduler, Sample
+from pochade.runtime.schedulers.diffusion import DiffusionConfig, DiffusionScheduler, StepWeights
 
 
 class Ddim(DiffusionScheduler):
     """Every step takes out the noise that the network sees and puts less of it back."""
 
-    def step(
-        self,
-        index: int,
-        model_output: Sample,
-        sample: Sample,
-        noise: Sample | None = None,  # noqa: ARG002 - samplers look alike
-    ) -> Sample:
-        """See `DiffusionScheduler.step`."""
-        picture, direction = self._split(index, model_output, sample)
+    def _weights(self, index: int, is_first: bool) -> StepWeights:  # noqa: ARG002 - samplers look alike
         after = self._alpha_after(index, 1.0 if self.config.set_alpha_to_one else float(self._alphas[0]))
-        return sqrt(after) * picture + sqrt(1 - after) * direction
+        return self._of_picture(index, sqrt(after), sqrt(1 - after))
 
 
 class OriginalDdim(Ddim):

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from pochade.runtime.schedulers.diffusion import DiffusionScheduler, Sample
+from pochade.runtime.schedulers.diffusion import DiffusionScheduler, StepWeights
 
 MIN_VARIANCE = 1e-20
 """As published: noise is added after the last step also, invisibly."""
@@ -18,21 +18,10 @@ class Ddpm(DiffusionScheduler):
 
     needs_noise: ClassVar[bool] = True
 
-    def step(self, index: int, model_output: Sample, sample: Sample, noise: Sample | None = None) -> Sample:
-        """See `DiffusionScheduler.step`.
-
-        Raises:
-            ValueError: there is no noise.
-        """
-        if noise is None:
-            raise ValueError("DDPM steps take noise")
-        picture, _ = self._split(index, model_output, sample)
+    def _weights(self, index: int, is_first: bool) -> StepWeights:  # noqa: ARG002 - samplers look alike
         alpha, after = float(self._alphas[self._steps[index]]), self._alpha_after(index, 1.0)
         # To float32 as in the reference: what is left of 1 minus it shows the difference.
         ratio = float(np.float32(alpha / after))
-        to_picture = sqrt(after) * (1 - ratio) / (1 - alpha)
-        to_sample = sqrt(ratio) * (1 - after) / (1 - alpha)
-        mean: Sample = to_picture * picture + to_sample * sample
-        if self._steps[index] == 0:
-            return mean
-        return mean + sqrt(max((1 - after) / (1 - alpha) * (1 - ratio), MIN_VARIANCE)) * noise
+        weights = self._of_picture(index, sqrt(after) * (1 - ratio) / (1 - alpha))
+        spread = sqrt(max((1 - after) / (1 - alpha) * (1 - ratio), MIN_VARIANCE)) if self._steps[index] else 0.0
+        return weights._replace(sample=weights.sample + sqrt(ratio) * (1 - after) / (1 - alpha), noise=spread)

@@ -2,7 +2,8 @@
 
 At training step t a sample is sqrt(a_t) x_0 + sqrt(1 - a_t) noise, a_t being the product of 1 - beta up to t (Ho et al.
 2020, arXiv 2006.11239). Networks predict the velocity v = sqrt(a_t) noise - sqrt(1 - a_t) x_0 (Salimans and Ho 2022,
-arXiv 2202.00512). Coefficients are computed in float64, samples stay float32.
+arXiv 2202.00512). All samplers here give a weighted sum of what there is, so a sampler is a table of weights, computed
+in float64, and the component `sampler` adds up on the device where latents are (`pochade.export.diffusion_sampler`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import sqrt
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,11 +69,26 @@ class DiffusionConfig:
         return products.astype(np.float32).astype(np.float64)
 
 
+class StepWeights(NamedTuple):
+    """How much of everything makes up the sample after a step, and the picture that the network sees before it."""
+
+    sample: float
+    """Of the sample before the step."""
+    velocity: float
+    before: float = 0.0
+    """Of the picture that the network saw one step earlier."""
+    noise: float = 0.0
+    """Of standard normal noise."""
+    picture_sample: float = 0.0
+    """Of the sample, in the picture."""
+    picture_velocity: float = 0.0
+
+
 class DiffusionScheduler(ABC):
-    """A run of one sampler. Those with a memory (`DpmSolver`) serve one batch of samples, step after step."""
+    """A run of one sampler."""
 
     needs_noise: ClassVar[bool] = False
-    """Whether `step` takes noise."""
+    """Whether steps add noise."""
     reserved_steps: ClassVar[int] = 0
     """Steps that spacing counts beyond those of a run."""
 
@@ -124,26 +140,30 @@ class DiffusionScheduler(ABC):
         signal, spread = self._levels(index)
         return signal * sample + spread * noise
 
-    @abstractmethod
-    def step(self, index: int, model_output: Sample, sample: Sample, noise: Sample | None = None) -> Sample:
-        """The sample after a step.
+    def step_weights(self, index: int, is_first: bool) -> StepWeights:
+        """What a step gives.
 
         Args:
             index: of the step.
-            model_output: the velocity, like `sample`.
-            sample: before the step.
-            noise: standard normal, like `sample`, if `needs_noise`.
+            is_first: whether there is no picture of the step before.
         """
+        signal, spread = self._levels(index)
+        weights = self._weights(index, is_first)
+        return weights._replace(picture_sample=signal, picture_velocity=-spread)
+
+    @abstractmethod
+    def _weights(self, index: int, is_first: bool) -> StepWeights:
+        """See `step_weights`; without those of the picture."""
+
+    def _of_picture(self, index: int, share: float, noise: float = 0.0) -> StepWeights:
+        """So much of the picture x_0, and so much of the noise, that the network says a sample is made of."""
+        signal, spread = self._levels(index)
+        return StepWeights(share * signal + noise * spread, noise * signal - share * spread)
 
     def _levels(self, index: int) -> tuple[float, float]:
         """Shares of picture and noise before a step: sqrt(a_t) and sqrt(1 - a_t)."""
         alpha = self._alphas[self._steps[index]]
         return sqrt(alpha), sqrt(1 - alpha)
-
-    def _split(self, index: int, model_output: Sample, sample: Sample) -> tuple[Sample, Sample]:
-        """Picture x_0 and noise that a velocity says a sample is made of."""
-        signal, spread = self._levels(index)
-        return signal * sample - spread * model_output, signal * model_output + spread * sample
 
     def _alpha_after(self, index: int, last: float) -> float:
         """a_t of the training step that a step leads to; `last` beyond the first of them."""

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pochade.errors import UsageError
-from pochade.runtime.schedulers.diffusion import DiffusionConfig, DiffusionScheduler, Sample
+from pochade.runtime.schedulers.diffusion import DiffusionConfig, DiffusionScheduler, StepWeights
 
 FEW_STEPS = 15
 """Runs of fewer steps end with one of first order, for stability."""
@@ -27,30 +27,19 @@ class DpmSolver(DiffusionScheduler):
         sigmas = np.sqrt((1 - self._alphas) / self._alphas)
         last = 0.0 if self.ends_clean else sigmas[0]
         self._sigmas = [*sigmas[timesteps].tolist(), float(last)]
-        self._before: tuple[int, Sample] | None = None
-        """Index and prediction of the step before."""
 
-    def step(
-        self,
-        index: int,
-        model_output: Sample,
-        sample: Sample,
-        noise: Sample | None = None,  # noqa: ARG002 - samplers look alike
-    ) -> Sample:
-        """See `DiffusionScheduler.step`; of first order where the step before was not taken with this object."""
-        picture, _ = self._split(index, model_output, sample)
+    def _weights(self, index: int, is_first: bool) -> StepWeights:
         sigma, following = self._sigmas[index : index + 2]
         signal, spread = _levels(following)
         length = _log_ratio(following) - _log_ratio(sigma)
         advance = -signal * expm1(-length)
-        result = spread / _levels(sigma)[1] * sample + advance * picture
         is_last = index == len(self._steps) - 1
-        low_order = is_last and (self.ends_clean or len(self._steps) < FEW_STEPS)
-        if self._before is not None and self._before[0] == index - 1 and not low_order:
-            length_before = _log_ratio(sigma) - _log_ratio(self._sigmas[index - 1])
-            result = result + 0.5 * advance * length / length_before * (picture - self._before[1])
-        self._before = (index, picture)
-        return result
+        low_order = is_first or (is_last and (self.ends_clean or len(self._steps) < FEW_STEPS))
+        more = 0.0
+        if not low_order:
+            more = 0.5 * advance * length / (_log_ratio(sigma) - _log_ratio(self._sigmas[index - 1]))
+        weights = self._of_picture(index, advance + more)
+        return weights._replace(sample=weights.sample + spread / _levels(sigma)[1], before=-more)
 
 
 class OriginalDpmSolver(DpmSolver):

@@ -60,7 +60,7 @@ def test_distilled_weights_and_the_inner_folder_are_found(checkpoints: dict[str,
 def test_every_component_opens(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     """The codec and the order; the traced components are run by tests of their own."""
     graphs = dict(HunyuanDiT.open(checkpoints["v1.2"]).graphs(torch.float32))
-    names = ["text_encoder", "text_encoder_2", "condition", "transformer", "vae_decoder", "vae_encoder"]
+    names = ["text_encoder", "text_encoder_2", "condition", "transformer", "sampler", "vae_decoder", "vae_encoder"]
     assert list(graphs) == names
     for name in names[-2:]:
         save(graphs[name](), tmp_path / f"{name}.onnx")

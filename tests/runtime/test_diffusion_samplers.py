@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
@@ -12,9 +14,9 @@ from diffusers.pipelines.hunyuandit.pipeline_hunyuandit import rescale_noise_cfg
 from numpy.typing import NDArray
 
 from pochade.errors import UsageError
-from pochade.runtime.guidance import guided
+from pochade.export.diffusion_sampler import build_diffusion_sampler
 from pochade.runtime.schedulers import SAMPLERS
-from pochade.runtime.schedulers.diffusion import DiffusionConfig
+from pochade.runtime.schedulers.diffusion import DiffusionConfig, DiffusionScheduler
 
 PUBLISHED: dict[str, Any] = {
     "beta_end": 0.018,
@@ -56,6 +58,56 @@ def velocity(sample: NDArray[np.float32], timestep: float) -> NDArray[np.float32
     return bent - np.float32(0.3) * sample
 
 
+@pytest.fixture(scope="module")
+def graph() -> ort.InferenceSession:
+    return ort.InferenceSession(ir.to_proto(build_diffusion_sampler(SHAPE[1])).SerializeToString())
+
+
+class Run:
+    """A sampler's steps, one after another, through the graph."""
+
+    def __init__(self, graph: ort.InferenceSession, scheduler: DiffusionScheduler) -> None:
+        self._graph, self._scheduler = graph, scheduler
+        self._picture: NDArray[np.float32] | None = None
+
+    def step(
+        self, index: int, output: NDArray[np.float32], sample: NDArray[np.float32], noise: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        weights = self._scheduler.step_weights(index, self._picture is None)
+        assert bool(weights.noise) <= self._scheduler.needs_noise
+        before = sample if self._picture is None else self._picture
+        found = guide(self._graph, output, output, 1.0, 0.0, sample, before, noise, np.array(weights, np.float32))
+        self._picture = found[1]
+        return found[0]
+
+
+def guide(
+    graph: ort.InferenceSession,
+    wanted: NDArray[np.float32],
+    away: NDArray[np.float32],
+    scale: float,
+    rescale: float,
+    sample: NDArray[np.float32],
+    before: NDArray[np.float32],
+    noise: NDArray[np.float32],
+    weights: NDArray[np.float32],
+) -> list[NDArray[np.float32]]:
+    found: list[NDArray[np.float32]] = graph.run(
+        ["next_latent", "picture"],
+        {
+            "latent": sample,
+            "noise_pred": wanted,
+            "negative_noise_pred": away,
+            "picture_before": before,
+            "noise": noise,
+            "guidance_scale": np.array([scale], np.float32),
+            "guidance_rescale": np.array([rescale], np.float32),
+            "step_weights": weights,
+        },
+    )
+    return found
+
+
 def normal(seed: int) -> NDArray[np.float32]:
     return np.random.default_rng(seed).standard_normal(SHAPE, dtype=np.float32)
 
@@ -66,7 +118,12 @@ def normal(seed: int) -> NDArray[np.float32]:
 @pytest.mark.parametrize("beta_end", [0.018, 0.03])
 @pytest.mark.parametrize("name", REFERENCES)
 def test_runs_equal_the_reference(
-    name: str, beta_end: float, steps: int, strength: float, monkeypatch: pytest.MonkeyPatch
+    graph: ort.InferenceSession,
+    name: str,
+    beta_end: float,
+    steps: int,
+    strength: float,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     kind, other = REFERENCES[name]
     reference = kind.from_config({**PUBLISHED, "beta_end": beta_end, **other})
@@ -87,27 +144,16 @@ def test_runs_equal_the_reference(
     expected = torch.tensor(sample)
     drawn = {"value": torch.zeros(SHAPE)}
     monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *_, **__: drawn["value"])
+    run = Run(graph, scheduler)
     for index in range(start, steps):
         noise = normal(10 + index)
         drawn["value"] = torch.tensor(noise)
         t = reference.timesteps[index]
         expected = reference.step(torch.tensor(velocity(expected.numpy(), float(t))), t, expected).prev_sample
         output = velocity(sample, float(scheduler.timesteps[index]))
-        sample = scheduler.step(index, output, sample, noise if scheduler.needs_noise else None)
+        sample = run.step(index, output, sample, noise)
         assert sample.dtype == np.float32
     np.testing.assert_allclose(sample, expected.numpy(), rtol=0, atol=TOLERANCE)
-
-
-def test_a_finished_run_can_be_run_again() -> None:
-    scheduler = SAMPLERS["dpm-solver"].create(5, DiffusionConfig(beta_end=0.018))
-
-    def run() -> NDArray[np.float32]:
-        sample = normal(0)
-        for index, timestep in enumerate(scheduler.timesteps):
-            sample = scheduler.step(index, velocity(sample, float(timestep)), sample)
-        return sample
-
-    np.testing.assert_array_equal(run(), run())
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -130,10 +176,11 @@ def test_another_strength_is_refused() -> None:
         SAMPLERS["ddim"].create(4, DiffusionConfig(beta_end=0.018)).start(1.5)
 
 
-def test_ddpm_asks_for_its_noise() -> None:
-    scheduler = SAMPLERS["ddpm"].create(4, DiffusionConfig(beta_end=0.018))
-    with pytest.raises(ValueError, match="noise"):
-        scheduler.step(0, normal(0), normal(1))
+def test_only_noisy_samplers_weigh_noise() -> None:
+    for name, kind in SAMPLERS.items():
+        scheduler = kind.create(4, DiffusionConfig(beta_end=0.018))
+        assert any(scheduler.step_weights(index, index == 0).noise for index in range(4)) is (name == "ddpm")
+        assert scheduler.needs_noise is (name == "ddpm")
 
 
 @pytest.mark.parametrize(
@@ -145,12 +192,22 @@ def test_other_training_is_refused(name: str, value: str) -> None:
 
 
 @pytest.mark.parametrize("rescale", [0.0, 0.4, 1.0])
-def test_guidance_equals_the_reference(rescale: float) -> None:
+def test_guidance_equals_the_reference(graph: ort.InferenceSession, rescale: float) -> None:
     conditional, unconditional = normal(0), 2 * normal(1) + np.float32(0.5)
-    found = guided(conditional, unconditional, 5.0, rescale)
+    only_velocity = np.array([0, 1, 0, 0, 0, 1], np.float32)
+    unused = np.zeros(SHAPE, np.float32)
+    found, picture = guide(graph, conditional, unconditional, 5.0, rescale, unused, unused, unused, only_velocity)
     c, u = torch.tensor(conditional), torch.tensor(unconditional)
     expected = rescale_noise_cfg(  # type: ignore[no-untyped-call]
         u + 5.0 * (c - u), c, guidance_rescale=rescale
     )
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(picture, found)
+
+
+def test_a_constant_prediction_stays_finite(graph: ort.InferenceSession) -> None:
+    same, unused = np.ones(SHAPE, np.float32), np.zeros(SHAPE, np.float32)
+    for rescale in (0.0, 1.0):
+        found = guide(graph, same, same, 5.0, rescale, unused, unused, unused, np.ones(6, np.float32))[0]
+        assert np.isfinite(found).all()
