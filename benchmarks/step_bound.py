@@ -112,7 +112,7 @@ def open_graph(model: str | bytes, threads: int, profile: Path | None = None) ->
     options.intra_op_num_threads = threads
     options.enable_mem_pattern = False
     options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile)
