@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pochade.bundle import Component
+from pochade.machine import has_tiles
+from pochade.runtime.heap import KEPT, SPARING
 from pochade.runtime.opening import takes_gpu_graph
 from pochade.runtime.pipeline import Tiling
 from pochade.runtime.plan import Way
@@ -10,6 +12,9 @@ from pochade.runtime.strips import strip_count
 
 ASIDE = 30_000_000
 """Bytes of what a session is beside its weights, small things, and holes in the heap."""
+
+TILED = 40_000_000
+"""Bytes that a convolution by tiles copies out at most (`pochade.quant.int8_conv`): 9 x 256 channels of a strip."""
 
 DECODED, PICTURE = 12, 3
 """Bytes per pixel of what the decoder gives, and of a finished picture."""
@@ -33,6 +38,7 @@ class CodecMemory:
         self._weights, self._per_pixel = decoder.held_weights(takes_gpu_graph(decoder, on_gpu)), memory["per_pixel"]
         # Strips are float32 whatever layers are kept in; beside products of 8-bit numbers there are rounded ones.
         self._strips = 16 if (decoder.quantization or {}).get("int8_convolutions") else 4
+        self._tiled = self._strips == 16 and has_tiles()
         self._recomputes = any(spec.name == "recompute" for spec in decoder.inputs)
         self._recomputed = memory["per_pixel_recomputed"] if self._recomputes else self._per_pixel
         self._factor, self._on_gpu = factor, on_gpu
@@ -63,9 +69,12 @@ class CodecMemory:
         pixels = rows * columns * self._factor**2
         strip = pixels // (1 if tiling == "off" else strip_count(rows, columns, self._factor, self._on_gpu))
         layers = (self._recomputed if recompute else self._per_pixel) * pixels
+        # Recomputing is for where memory is short: then less of the heap is kept, and no tiles are multiplied.
+        kept = 0 if recompute or self._on_gpu else KEPT - SPARING + TILED * self._tiled
         return (
             self._weights
             + layers
+            + kept
             + self._strips * strip * self._per_pixel
             + ASIDE
             + (DECODED + PICTURE * images) * pixels

@@ -36,6 +36,8 @@ class Opening:
     """Compute with weights expanded to 8 bits a number, which the component must be able to."""
     options: Any
     """Of the run that expands them, by which it can be ended."""
+    sparing: bool = False
+    """Multiply by kernels that need little memory beside what they are given."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def _open_on(bundle: Bundle, component: Component, device: Device, how: Opening)
         path = bundle.path / graph.file
     packed = how.packed
     if how.expanded or packed is None or device.on_gpu or adapted or not packed.is_worthwhile(bundle, name):
-        session = _open(path, bundle.path, device, threads, in_strips)
+        session = _open(path, bundle.path, device, threads, in_strips, sparing=how.sparing)
     else:
         session = _open_packed(path, bundle, name, device, threads, packed)
     return Opened(session, device, placement(session), constants)
@@ -128,7 +130,15 @@ def _open_packed(path: Path, bundle: Bundle, name: str, device: Device, threads:
     return _open(path, bundle.path, device, threads, False)
 
 
-def _open(path: Path, where: Path, device: Device, threads: int, in_strips: bool, packed_to: Path | None = None) -> Any:
+def _open(
+    path: Path,
+    where: Path,
+    device: Device,
+    threads: int,
+    in_strips: bool,
+    packed_to: Path | None = None,
+    sparing: bool = False,
+) -> Any:
     """A session.
 
     Args:
@@ -138,6 +148,7 @@ def _open(path: Path, where: Path, device: Device, threads: int, in_strips: bool
         threads: to run with.
         in_strips: whether the graph computes strip by strip.
         packed_to: where to write the graph with its weights as they are packed.
+        sparing: see `Opening`.
 
     Raises:
         BundleInvalidError: ONNX Runtime cannot open it, or cannot write what it should.
@@ -166,7 +177,8 @@ def _open(path: Path, where: Path, device: Device, threads: int, in_strips: bool
     if in_strips:
         # Otherwise what is widened for several readers is widened for each of them.
         options.add_session_config_entry("session.disable_quant_qdq", "1")
-        if not has_tiles():
+        # Tiles are for the kernel that copies out what each output is made of, nine times what a convolution reads.
+        if sparing or not has_tiles():
             options.add_free_dimension_override_by_name(FREE_AXIS, 1)
     if device.on_gpu:
         options.add_session_config_entry(RECORD, "1")

@@ -15,6 +15,7 @@ from PIL import Image
 
 from pochade import __version__
 from pochade.runtime.expanded import Expand, resolve_expand
+from pochade.runtime.heap import sparing
 from pochade.runtime.image import to_image
 from pochade.runtime.memory import peak_memory
 from pochade.runtime.pipeline import Pipeline, Result, Tiling
@@ -129,7 +130,8 @@ class PaintingPipeline(Pipeline, Generic[R]):
 
     def _decode(self, finished: Sequence[NDArray[Any]]) -> list[Image.Image]:
         """Pictures of what the last steps left."""
-        with self._phase("decode"), self._open(self.decoder) as decoder:
+        way = self._way("decode")
+        with self._phase("decode"), self._open(self.decoder, sparing=way.recompute) as decoder:
             return [self._picture(decoder, state) for state in finished]
 
     def _preview(self, state: Callable[[], NDArray[Any]]) -> Image.Image:
@@ -138,7 +140,8 @@ class PaintingPipeline(Pipeline, Generic[R]):
         Tokens not yet kept are as they were drawn, latents have their noise.
         """
         # Not _open: a preview belongs neither to the run's providers nor to what an observer is told of it.
-        session = ComponentSession(self.bundle, self.decoder, self._device_for("decode"), self.threads, self._stop)
+        sparing, device = self._way("decode").recompute, self._device_for("decode")
+        session = ComponentSession(self.bundle, self.decoder, device, self.threads, self._stop, sparing=sparing)
         with contextlib.closing(session) as decoder:
             image = self._picture(decoder, state())
         image.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
@@ -155,7 +158,8 @@ class PaintingPipeline(Pipeline, Generic[R]):
         inputs = {self.decoder_input: state, "strips": strips, "recompute": recompute}
         # Meissonic's bundles of revision 2 know no recompute.
         known = {spec.name for spec in decoder.component.inputs}
-        outputs = decoder.run({name: value for name, value in inputs.items() if name in known})
+        with sparing() if recompute else contextlib.nullcontext():
+            outputs = decoder.run({name: value for name, value in inputs.items() if name in known})
         return to_image(outputs["image"].numpy()[0])
 
     def _strips(self, codec: ComponentSession, rows: int, columns: int) -> NDArray[np.int64]:

@@ -85,6 +85,7 @@ class ComponentSession:
         adapters: Mapping[str, Array] | None = None,
         packed: PackedWeights | None = None,
         expanded: bool = False,
+        sparing: bool = False,
     ) -> None:
         """Open it.
 
@@ -99,6 +100,7 @@ class ComponentSession:
             adapters: low-rank changes by the names of the inputs that take them.
             packed: where packed weights are kept.
             expanded: compute with its weights expanded to 8 bits a number, which it must be able to.
+            sparing: multiply by kernels that need little memory beside what they are given.
         """
         start = time.perf_counter()
         self.component = bundle.manifest.components[name]
@@ -108,7 +110,7 @@ class ComponentSession:
         options = ort.RunOptions()
         stop.guard(options)
         opened = open_component(
-            bundle, self.component, device, Opening(threads, dict(adapters or {}), packed, expanded, options)
+            bundle, self.component, device, Opening(threads, dict(adapters or {}), packed, expanded, options, sparing)
         )
         self.device: Device = opened.device
         """Where it really runs."""

@@ -128,10 +128,19 @@ def _output(*command: str) -> str:
         return ""
 
 
+_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _TILE_DATA = 158, 0x1023, 18
+"""Number of the system call on x86-64, what it is asked for, and the part of a thread's state that tiles are."""
+
+
 @functools.cache
 def has_tiles() -> bool:
-    """Whether the processor multiplies tiles of 8-bit numbers (Intel AMX), an order of magnitude faster than others."""
-    return "amx_int8" in cpu_features()
+    """Whether this process may multiply tiles of 8-bit numbers (Intel AMX), an order of magnitude faster than others.
+
+    The system grants them to a process that asks, which ONNX Runtime does as well.
+    """
+    if sys.platform != "linux" or "amx_int8" not in cpu_features():
+        return False
+    return bool(ctypes.CDLL(None).syscall(_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _TILE_DATA) == 0)
 
 
 @functools.cache

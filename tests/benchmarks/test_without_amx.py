@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from pochade.benchmarks.without_amx import ARCH_PRCTL, ARCH_REQ_XCOMP_PERM
+from pochade.machine import cpu_features
 
 TILE_DATA = 18
 """Number of the state component of the tiles."""
@@ -51,3 +52,11 @@ def test_other_calls_are_not_touched() -> None:
 def test_a_command_is_needed() -> None:
     done = subprocess.run([sys.executable, "-m", "pochade.benchmarks.without_amx"], capture_output=True, text=True)
     assert done.returncode == 1 and "usage" in done.stderr
+
+
+def test_a_process_that_is_refused_tiles_has_none() -> None:
+    ask_ours = [sys.executable, "-c", "from pochade.machine import has_tiles; print(has_tiles())"]
+    outer = [sys.executable, "-m", "pochade.benchmarks.without_amx"]
+    assert subprocess.run([*outer, *ask_ours], capture_output=True, text=True, check=True).stdout == "False\n"
+    granted = ask() == (0, 0) and "amx_int8" in cpu_features()
+    assert subprocess.run(ask_ours, capture_output=True, text=True, check=True).stdout == f"{granted}\n"

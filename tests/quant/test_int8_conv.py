@@ -185,9 +185,9 @@ def test_free_zero_points_are_constant_where_their_axis_is_given(
     assert 0 < len(free) < len({zero.name for zero in zeros if zero is not None})
     assert np.array_equal(picture(path), picture(fixed))
     # What is left of them once ONNX Runtime has opened the graph.
-    for has_tiles in (False, True):
+    for has_tiles, sparing in ((False, False), (True, True), (True, False)):
         monkeypatch.setattr(opening, "has_tiles", lambda has_tiles=has_tiles: has_tiles)
-        opened = tmp_path / f"opened{has_tiles}.onnx"
+        opened = tmp_path / f"opened{has_tiles}{sparing}.onnx"
         real = ort.SessionOptions
 
         def writing(opened: Path = opened, real: Any = real) -> Any:
@@ -196,10 +196,11 @@ def test_free_zero_points_are_constant_where_their_axis_is_given(
             return options
 
         monkeypatch.setattr(ort, "SessionOptions", writing)
-        found = opening._open(path, tmp_path, choose("cpu"), 1, True).run(None, dict(grids(1, 1)[0]))[0]
+        graph = opening._open(path, tmp_path, choose("cpu"), 1, True, sparing=sparing)
+        found = graph.run(None, dict(grids(1, 1)[0]))[0]
         monkeypatch.setattr(ort, "SessionOptions", real)
         assert np.array_equal(found, picture(fixed))
-        assert free_axis_is_read(opened) is has_tiles
+        assert free_axis_is_read(opened) is (has_tiles and not sparing)
     expanded = save_gpu_graph(path, "float32")
     assert expanded is not None and not free_axis_is_read(path.with_name(expanded.file))
     assert relative_error(picture(path.with_name(expanded.file)), picture(path)) < 0.02
@@ -228,9 +229,9 @@ def test_processors_whose_products_overflow_take_the_second_graph(
     opened: list[str] = []
     real = opening._open
 
-    def watched(path: Path, *rest: Any) -> Any:
+    def watched(path: Path, *rest: Any, **more: Any) -> Any:
         opened.append(path.name)
-        return real(path, *rest)
+        return real(path, *rest, **more)
 
     monkeypatch.setattr(opening, "_open", watched)
     weights = []
