@@ -62,9 +62,9 @@ def test_what_is_kept_is_opened(home: Path, monkeypatch: pytest.MonkeyPatch) -> 
     opened: list[Path] = []
     real = opening._open
 
-    def watched(path: Path, *rest: object) -> object:
+    def watched(path: Path, *rest: object, **more: object) -> object:
         opened.append(path)
-        return real(path, *rest)  # type: ignore[arg-type]
+        return real(path, *rest, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(opening, "_open", watched)
     painted(packed_cache="1G")
