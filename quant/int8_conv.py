@@ -17,13 +17,13 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from pochade.component import FREE_AXIS, FREE_SUFFIX
+from pochade.component import FREE_AXIS
 from pochade.quant.fidelity import Call
 from pochade.quant.rtn import byte_steps, channel_scales, round_channels
 from pochade.quant.scheme import Use
 from pochade.quant.select import Weight, find_weights
 from pochade.quant.streamed import Array, read
-from pochade.quant.surgery import add_constant, add_initializer, drop, graphs_around, register
+from pochade.quant.surgery import add_constant, add_initializer, drop, graphs_around
 from pochade.runtime.graph import GraphSession
 
 MARGIN = 1.1
@@ -31,7 +31,7 @@ MARGIN = 1.1
 others and 43.4 dB of the worst of them, where bare ranges left 45.6 and 40.3 dB and a quarter more 45.6 and 42.7."""
 
 WIDE = 256
-"""Channels of a convolution's result from which zero points are free, see `_Freed`. On a processor with AMX those of
+"""Channels of a convolution's result from which zero points are free, see `_freed`. On a processor with AMX those of
 512 channels then took half as long and those of 256 two thirds, but those of 128 a twentieth longer."""
 
 Bounds = tuple[float, float]
@@ -84,54 +84,38 @@ def rewrite(model: ir.Model, weights: Sequence[Weight], ranges: Mapping[str, Ran
         ranges: by the weight's name.
     """
     around = graphs_around(model.graph)
-    freed = _Freed(model.graph)
+    axis = functools.cache(lambda: _free_axis(model.graph))
     for group in _together(weights):
         shared = functools.reduce(operator.or_, (ranges[weight.name] for weight in group))
         x, y = (
             [add_constant(group[0], f"{port}_{name}", array, widen=False) for name, array in _named(bounds)]
             for port, bounds in (("input", shared.given), ("output", shared.result))
         )
-        taken = [x[0], freed.zero(x[1])] if group[0].rows >= WIDE else x
+        taken = [x[0], _freed(x[1], axis())] if group[0].rows >= WIDE else x
         for weight in group:
             _rewrite(weight, x, taken, y, around)
 
 
-class _Freed:
-    """Zero points of a graph of strips that are known when it is opened only where its axis `FREE_AXIS` is.
+def _free_axis(graph: ir.Graph) -> ir.Node:
+    """Tells, at the beginning of a graph of strips, the length of its axis `FREE_AXIS`."""
+    strips = next(value for value in graph.inputs if value.name == "strips")
+    strips.shape = ir.Shape((FREE_AXIS,))
+    length = ir.Value(name=f"{FREE_AXIS}.length", shape=ir.Shape((1,)), type=ir.TensorType(ir.DataType.INT64))
+    node = ir.node("Shape", [strips], outputs=[length], name=length.name)
+    graph.insert_before(graph[0], node)
+    return node
+
+
+def _freed(zero: ir.Value, axis: ir.Node) -> ir.Value:
+    """A zero point (1) that is known when a graph is opened only where its axis `FREE_AXIS` is.
 
     ONNX Runtime has a kernel for convolutions whose zero points are constant, which knows VNNI but not AMX. The one for
     all others knows both, but first copies out what each output is made of: a ninth slower without AMX.
     """
-
-    def __init__(self, graph: ir.Graph) -> None:
-        self._graph, self._following = graph, graph[0]
-        self._one: ir.Value | None = None
-
-    def zero(self, zero: ir.Value) -> ir.Value:
-        """The same number, its product with the length of the axis."""
-        assert zero.const_value is not None, f"{zero.name} is computed"
-        wide = register(self._graph, ir.Tensor(zero.const_value.numpy().astype(np.float32), name=f"{zero.name}.wide"))
-        if self._one is None:
-            self._one = self._length()
-        product = self._add("Mul", [wide, self._one], f"{zero.name}.product", ir.DataType.FLOAT)
-        return self._add("Cast", [product], f"{zero.name}{FREE_SUFFIX}", ir.DataType.UINT8, to=int(ir.DataType.UINT8))
-
-    def _length(self) -> ir.Value:
-        """Length of the axis, a float32."""
-        strips = next(value for value in self._graph.inputs if value.name == "strips")
-        strips.shape = ir.Shape((FREE_AXIS,))
-        shape = self._add("Shape", [strips], f"{FREE_AXIS}.shape", ir.DataType.INT64)
-        length = self._add("Squeeze", [shape], f"{FREE_AXIS}.length", ir.DataType.INT64)
-        return self._add("Cast", [length], f"{FREE_AXIS}.number", ir.DataType.FLOAT, to=int(ir.DataType.FLOAT))
-
-    def _add(
-        self, op_type: str, inputs: Sequence[ir.Value], name: str, dtype: ir.DataType, **attributes: int
-    ) -> ir.Value:
-        """What a node gives, a number, at the beginning of the graph."""
-        result = ir.Value(name=name, shape=ir.Shape((1,) if op_type == "Shape" else ()), type=ir.TensorType(dtype))
-        node = ir.node(op_type, inputs, attributes, outputs=[result], name=name)
-        self._graph.insert_before(self._following, node)
-        return result
+    free = ir.Value(name=f"{zero.name}.free", shape=ir.Shape((1,)), type=ir.TensorType(ir.DataType.UINT8))
+    assert axis.graph is not None, f"node {axis.name} belongs to no graph"
+    axis.graph.insert_after(axis, ir.node("Expand", [zero, axis.outputs[0]], outputs=[free], name=free.name))
+    return free
 
 
 def _together(weights: Sequence[Weight]) -> list[list[Weight]]:

@@ -15,9 +15,6 @@ FREE_AXIS = "free_zero_points"
 """The axis, of length 1, by which a graph's input tells whether zero points of convolutions may be taken for constants:
 they may where its length is given before the graph is opened (`pochade.quant.int8_conv`)."""
 
-FREE_SUFFIX = ".free"
-"""Of such a zero point's name, after that of the constant that it is the same as."""
-
 
 @dataclass(frozen=True)
 class TensorSpec:

@@ -20,7 +20,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from pochade.component import FREE_SUFFIX, Component, GpuGraph
+from pochade.component import Component, GpuGraph
 from pochade.session_memory import weight_bytes
 
 OWN_DOMAIN = "pochade"
@@ -198,11 +198,9 @@ def _expand_convolution(product: ir.Node) -> None:
 
 
 def _fixed(zero: ir.Value | None) -> ir.Value | None:
-    """The constant that a free zero point is the same as (`pochade.quant.int8_conv`); any other one as it is."""
+    """The constant that a free zero point is made of (`pochade.quant.int8_conv`); any other one as it is."""
     made = zero.producer() if zero is not None else None
-    if zero is None or zero.name is None or made is None or not isinstance(made.graph, ir.Graph):
-        return zero
-    return made.graph.initializers[zero.name.removesuffix(FREE_SUFFIX)]
+    return zero if made is None else made.inputs[0]
 
 
 def _rearrange_floats(node: ir.Node) -> None:
