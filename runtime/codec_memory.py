@@ -37,8 +37,9 @@ class CodecMemory:
         memory = decoder.memory or {}
         self._weights, self._per_pixel = decoder.held_weights(takes_gpu_graph(decoder, on_gpu)), memory["per_pixel"]
         # Strips are float32 whatever layers are kept in; beside products of 8-bit numbers there are rounded ones.
-        self._strips = 16 if (decoder.quantization or {}).get("int8_convolutions") else 4
-        self._tiled = self._strips == 16 and has_tiles()
+        is_int8 = bool((decoder.quantization or {}).get("int8_convolutions"))
+        self._strips = 16 if is_int8 else 4
+        self._tiled = is_int8 and has_tiles()
         self._recomputes = any(spec.name == "recompute" for spec in decoder.inputs)
         self._recomputed = memory["per_pixel_recomputed"] if self._recomputes else self._per_pixel
         self._factor, self._on_gpu = factor, on_gpu

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-STRIPS, KEPT = 32 << 20, 64 << 20
+_STRIPS, KEPT = 32 << 20, 64 << 20
 """Bytes of the largest blocks that are taken from the heap, and how much of it is kept when free: strips of a codec
 have 8 or 16 MB, the sums of their products up to 19."""
 SPARING = 20 << 20
@@ -25,20 +25,13 @@ def set_up_heap() -> None:
     glibc's threshold otherwise grows with the largest block freed, and gigabytes stay with the process. With one of a
     megabyte every strip was made of fresh pages: half of a decoder's time.
     """
-    if (library := _glibc()) is not None:
-        library.mallopt(_M_MMAP_THRESHOLD, STRIPS)
-        library.mallopt(_M_TRIM_THRESHOLD, KEPT)
+    _set_up(_STRIPS, KEPT)
 
 
 @contextlib.contextmanager
 def sparing() -> Iterator[None]:
     """Keep less of what is free, in all threads, until the end of the block."""
-    library = _glibc()
-    if library is None:
-        yield
-        return
-    for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
-        library.mallopt(option, SPARING)
+    _set_up(SPARING, SPARING)
     try:
         yield
     finally:
@@ -61,6 +54,13 @@ def return_memory_of_thread() -> None:
         library.mallopt(_M_TRIM_THRESHOLD, _SMALL)
         library.free(library.malloc(_SMALL))
         library.mallopt(_M_TRIM_THRESHOLD, KEPT)
+
+
+def _set_up(largest: int, kept: int) -> None:
+    """Take blocks up to so many bytes from the heap, and keep so much of it when free."""
+    if (library := _glibc()) is not None:
+        library.mallopt(_M_MMAP_THRESHOLD, largest)
+        library.mallopt(_M_TRIM_THRESHOLD, kept)
 
 
 @functools.cache

@@ -15,7 +15,6 @@ from PIL import Image
 
 from pochade import __version__
 from pochade.runtime.expanded import Expand, resolve_expand
-from pochade.runtime.heap import sparing
 from pochade.runtime.image import to_image
 from pochade.runtime.memory import peak_memory
 from pochade.runtime.pipeline import Pipeline, Result, Tiling
@@ -130,8 +129,7 @@ class PaintingPipeline(Pipeline, Generic[R]):
 
     def _decode(self, finished: Sequence[NDArray[Any]]) -> list[Image.Image]:
         """Pictures of what the last steps left."""
-        way = self._way("decode")
-        with self._phase("decode"), self._open(self.decoder, sparing=way.recompute) as decoder:
+        with self._phase("decode"), self._open(self.decoder) as decoder:
             return [self._picture(decoder, state) for state in finished]
 
     def _preview(self, state: Callable[[], NDArray[Any]]) -> Image.Image:
@@ -158,8 +156,7 @@ class PaintingPipeline(Pipeline, Generic[R]):
         inputs = {self.decoder_input: state, "strips": strips, "recompute": recompute}
         # Meissonic's bundles of revision 2 know no recompute.
         known = {spec.name for spec in decoder.component.inputs}
-        with sparing() if recompute else contextlib.nullcontext():
-            outputs = decoder.run({name: value for name, value in inputs.items() if name in known})
+        outputs = decoder.run({name: value for name, value in inputs.items() if name in known})
         return to_image(outputs["image"].numpy()[0])
 
     def _strips(self, codec: ComponentSession, rows: int, columns: int) -> NDArray[np.int64]:

@@ -313,12 +313,7 @@ class Pipeline(ABC):
 
     @contextlib.contextmanager
     def _open(
-        self,
-        name: str,
-        bundle: Bundle | None = None,
-        called: str | None = None,
-        expanded: bool = False,
-        sparing: bool = False,
+        self, name: str, bundle: Bundle | None = None, called: str | None = None, expanded: bool = False
     ) -> Iterator[ComponentSession]:
         """A session of a component.
 
@@ -327,7 +322,6 @@ class Pipeline(ABC):
             bundle: another one, if it is not the pipeline's.
             called: what it is told of as, if that is not its name.
             expanded: compute with weights that are expanded to 8 bits.
-            sparing: multiply by kernels that need little memory.
         """
         # What earlier phases freed in small pieces; up to 30 MB below the weights to come.
         return_freed_memory()
@@ -347,7 +341,7 @@ class Pipeline(ABC):
             adapters,
             self.packed,
             expanded,
-            sparing,
+            sparing=self._now is not None and self._way(self._now).recompute,
         )
         self._providers[called or name] = str(session.placement)
         if note := session.note or ("" if device is self.device else f"{name} runs {ON_CPU.means}"):

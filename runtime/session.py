@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import weakref
 from collections.abc import Callable, Mapping
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from pochade.bundle import Bundle, Component
 from pochade.errors import CancelledError, UsageError
-from pochade.runtime.heap import return_memory_of_thread
+from pochade.runtime import heap
 from pochade.runtime.opening import Opening, open_component
 from pochade.runtime.ort import ort
 from pochade.runtime.packed import PackedWeights
@@ -100,11 +101,12 @@ class ComponentSession:
             adapters: low-rank changes by the names of the inputs that take them.
             packed: where packed weights are kept.
             expanded: compute with its weights expanded to 8 bits a number, which it must be able to.
-            sparing: multiply by kernels that need little memory beside what they are given.
+            sparing: take little memory, in more time.
         """
         start = time.perf_counter()
         self.component = bundle.manifest.components[name]
         self._stop = stop
+        self._sparing = sparing
         self._observer = observer
         self._times = ComponentTimes() if times is None else times
         options = ort.RunOptions()
@@ -147,7 +149,8 @@ class ComponentSession:
         for name in names:
             binding.bind_output(name, self.device.name)
         start = time.perf_counter()
-        self._run(binding)
+        with heap.sparing() if self._sparing else contextlib.nullcontext():
+            self._run(binding)
         self._times.ran.append(time.perf_counter() - start)
         outputs = dict(zip(names, binding.get_outputs(), strict=True))
         if self._observer is not None:
@@ -183,7 +186,7 @@ class ComponentSession:
         del self._session
         self._constants.clear()
         # What runs took from the heap of the thread they ran in.
-        self._runner.submit(return_memory_of_thread)
+        self._runner.submit(heap.return_memory_of_thread)
         self._runner.shutdown(wait=True)
 
     def _run(self, binding: Any) -> None:
