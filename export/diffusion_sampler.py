@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from pochade.export.graph_ops import GraphOps, port
-from pochade.export.trace import IR_VERSION, OPSET
+from pochade.export.graph_ops import GraphOps, component_model, port
 from pochade.runtime.schedulers.diffusion import StepWeights
 
 TINY = 1e-30
@@ -26,13 +25,13 @@ def build_diffusion_sampler(channels: int) -> ir.Model:
     brought to the standard deviation of the one for the prompt, each sample over all of its values (Lin et al. 2023,
     arXiv 2305.08891, section 3.4).
     """
-    f32 = ir.DataType.FLOAT
+    f32, count = ir.DataType.FLOAT, len(StepWeights._fields)
     shape: tuple[str | int, ...] = ("batch", channels, "height", "width")
     latents = ("latent", "noise_pred", "negative_noise_pred", "picture_before", "noise")
     inputs = {name: port(name, f32, shape) for name in latents} | {
         "guidance_scale": port("guidance_scale", f32, (1,)),
         "guidance_rescale": port("guidance_rescale", f32, (1,)),
-        "step_weights": port("step_weights", f32, (len(StepWeights._fields),)),
+        "step_weights": port("step_weights", f32, (count,)),
     }
     op = GraphOps()
     wanted, away = inputs["noise_pred"], inputs["negative_noise_pred"]
@@ -48,7 +47,7 @@ def build_diffusion_sampler(channels: int) -> ir.Model:
     ratio = op.Sqrt(op.Div(variance(wanted), op.Max(variance(mixed), op.floats("tiny", TINY))))
     share = inputs["guidance_rescale"]
     velocity = op.Mul(mixed, op.Add(op.Mul(share, ratio), op.Sub(op.floats("one", [1.0]), share)))
-    weights = StepWeights(*op.Split(inputs["step_weights"], num_outputs=len(StepWeights._fields), _outputs=6))
+    weights = StepWeights(*op.Split(inputs["step_weights"], num_outputs=count, _outputs=count))
     parts = (
         (weights.sample, inputs["latent"]),
         (weights.velocity, velocity),
@@ -60,14 +59,4 @@ def build_diffusion_sampler(channels: int) -> ir.Model:
         following = op.Add(following, part)
     picture = op.Add(op.Mul(weights.picture_sample, inputs["latent"]), op.Mul(weights.picture_velocity, velocity))
     outputs = {"next_latent": following, "picture": picture}
-    for name, value in outputs.items():
-        value.name, value.shape, value.type = name, ir.Shape(shape), ir.TensorType(f32)
-    graph = ir.Graph(
-        list(inputs.values()),
-        list(outputs.values()),
-        nodes=op.nodes,
-        initializers=op.constants,
-        opset_imports={"": OPSET},
-        name="sampler",
-    )
-    return ir.Model(graph, ir_version=IR_VERSION, producer_name="pochade")
+    return component_model("sampler", op, inputs, outputs, f32, shape)

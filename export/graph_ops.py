@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir import tape
+
+from pochade.export.trace import IR_VERSION, OPSET
 
 
 class GraphOps:
@@ -54,6 +56,39 @@ class GraphOps:
         value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
         self.constants.append(value)
         return value
+
+
+def component_model(
+    name: str,
+    op: GraphOps,
+    inputs: Mapping[str, ir.Value],
+    outputs: Mapping[str, ir.Value],
+    dtype: ir.DataType,
+    shape: Sequence[int | str],
+    weights: Sequence[ir.Value] = (),
+) -> ir.Model:
+    """What was recorded, as the graph of a component whose outputs are alike.
+
+    Args:
+        name: of the component.
+        op: its nodes and constants.
+        inputs: ports by their names, in order.
+        outputs: values by the names that they get.
+        dtype: of all outputs.
+        shape: of all outputs.
+        weights: initializers beside the constants.
+    """
+    for port_name, value in outputs.items():
+        value.name, value.shape, value.type = port_name, ir.Shape(shape), ir.TensorType(dtype)
+    graph = ir.Graph(
+        list(inputs.values()),
+        list(outputs.values()),
+        nodes=op.nodes,
+        initializers=[*weights, *op.constants],
+        opset_imports={"": OPSET},
+        name=name,
+    )
+    return ir.Model(graph, ir_version=IR_VERSION, producer_name="pochade")
 
 
 def port(name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> ir.Value:

@@ -15,8 +15,8 @@ import onnx_ir as ir
 import torch
 
 from pochade.export.component import WeightSource
-from pochade.export.graph_ops import GraphOps, port
-from pochade.export.trace import IR_VERSION, OPSET, lazy
+from pochade.export.graph_ops import GraphOps, component_model, port
+from pochade.export.trace import lazy
 
 CHUNK = 512
 """Cells per product with the head: 16 MB of logits at 8192 codes, and enough rows for full speed."""
@@ -68,7 +68,8 @@ def build_sampler(dim: int, codebook_size: int, mask_token_id: int, head: Weight
     following = _remask(op, inputs, unknown, codes, op.Reshape(log_p, op.Shape(flat)), mask_token_id)
     shape = op.Shape(inputs["tokens"])
     outputs = [op.Reshape(following, shape), op.Reshape(codes, shape)]
-    return _model(op, inputs, weight, dict(zip(("next_tokens", "codes"), outputs, strict=True)), grid)
+    named = dict(zip(("next_tokens", "codes"), outputs, strict=True))
+    return component_model("sampler", op, inputs, named, i64, grid, [weight])
 
 
 def build_one_step_sampler(dim: int, codebook_size: int, head: WeightSource) -> ir.Model:
@@ -101,7 +102,7 @@ def build_one_step_sampler(dim: int, codebook_size: int, head: WeightSource) -> 
     weight = _head(head, dim, codebook_size)
     drawn, _ = _draw_loop(op, cooled, inputs["draw_noise"], weight, rows, rows)
     codes = op.Reshape(drawn, op.Shape(inputs["draw_noise"]))
-    return _model(op, inputs, weight, {"codes": codes}, cells)
+    return component_model("sampler", op, inputs, {"codes": codes}, ir.DataType.INT64, cells, [weight])
 
 
 def _head(head: WeightSource, dim: int, codebook_size: int) -> ir.Value:
@@ -111,27 +112,6 @@ def _head(head: WeightSource, dim: int, codebook_size: int) -> ir.Value:
         str(weight.name), torch.Size((dim, codebook_size)), torch.float32, lambda: head().float().flatten(1).T
     )
     return weight
-
-
-def _model(
-    op: GraphOps,
-    inputs: dict[str, ir.Value],
-    weight: ir.Value,
-    outputs: dict[str, ir.Value],
-    shape: tuple[str | int, ...],
-) -> ir.Model:
-    """The graph as a component; its outputs are whole numbers of one shape."""
-    for name, value in outputs.items():
-        value.name, value.shape, value.type = name, ir.Shape(shape), ir.TensorType(ir.DataType.INT64)
-    graph = ir.Graph(
-        list(inputs.values()),
-        list(outputs.values()),
-        nodes=op.nodes,
-        initializers=[weight, *op.constants],
-        opset_imports={"": OPSET},
-        name="sampler",
-    )
-    return ir.Model(graph, ir_version=IR_VERSION, producer_name="pochade")
 
 
 def _draw_loop(
