@@ -13,8 +13,8 @@ import os
 import struct
 import sys
 
-ARCH_PRCTL, ARCH_REQ_XCOMP_PERM = 158, 0x1023
-"""Number of the system call on x86-64, and what it is asked for."""
+from pochade.machine import ARCH_PRCTL, ARCH_REQ_XCOMP_PERM
+
 AUDIT_ARCH_X86_64 = 0xC000003E
 PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 38, 22, 2
 ALLOW, REFUSE = 0x7FFF0000, 0x00050000 | 1  # with EPERM

@@ -128,7 +128,7 @@ def _output(*command: str) -> str:
         return ""
 
 
-_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _TILE_DATA = 158, 0x1023, 18
+ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, TILE_DATA = 158, 0x1023, 18
 """Number of the system call on x86-64, what it is asked for, and the part of a thread's state that tiles are."""
 
 
@@ -140,7 +140,7 @@ def has_tiles() -> bool:
     """
     if sys.platform != "linux" or "amx_int8" not in cpu_features():
         return False
-    return bool(ctypes.CDLL(None).syscall(_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _TILE_DATA) == 0)
+    return bool(ctypes.CDLL(None).syscall(ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, TILE_DATA) == 0)
 
 
 @functools.cache

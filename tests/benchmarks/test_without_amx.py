@@ -9,11 +9,7 @@ import sys
 
 import pytest
 
-from pochade.benchmarks.without_amx import ARCH_PRCTL, ARCH_REQ_XCOMP_PERM
-from pochade.machine import cpu_features
-
-TILE_DATA = 18
-"""Number of the state component of the tiles."""
+from pochade.machine import ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, TILE_DATA, cpu_features
 
 ASK = f"""
 import ctypes
