@@ -22,7 +22,6 @@ from torch import Tensor
 
 from pochade.export.component import ComponentPlan, WeightSource
 from pochade.export.passes.fold_transpose import FoldTransposePass
-from pochade.export.passes.merge_linear import MergeLinearPass
 
 OPSET = 20
 """Newest opset where every kernel used exists on CPU, CUDA and WebGPU."""
@@ -46,7 +45,6 @@ def build(plan: ComponentPlan) -> ir.Model:
         LiftConstantsToInitializersPass(lift_all_constants=True),
         IdentityEliminationPass(),
         FoldTransposePass(),
-        MergeLinearPass(),
         CommonSubexpressionEliminationPass(),
         RemoveUnusedNodesPass(),
     )(model)
