@@ -6,8 +6,9 @@
 
 What is checked, each a failure if it does not hold: every component computes on the card alone; its numbers agree with
 those of the same bundle on the CPU, on what a picture hands it; a whole picture of one seed agrees in 99 of 100 tokens,
-for models that have tokens; every limit of memory is kept, each in a process of its own. What is measured: seconds a
-step and a picture; what the driver says that a process takes of the card, apart from the context that CUDA makes for
+for models that have tokens, and so does one whose passes of the transformer are started as CUDA graphs; every limit of
+memory is kept, each in a process of its own. What is measured: seconds a step and a picture, with CUDA graphs and
+without; what the driver says that a process takes of the card, apart from the context that CUDA makes for
 any program; the share of the card's rate for a large product of matrices that a pass of the transformer reaches; and
 how many times as long PyTorch takes.
 
@@ -35,11 +36,11 @@ from pochade.benchmarks.card import card_memory, query_card
 from pochade.benchmarks.machine_card import machine_card
 from pochade.benchmarks.product_rate import SIDE, pass_operations, product_rate
 from pochade.benchmarks.speed import Case, Report, Settings, default_settings, measure, run_once
-from pochade.errors import OutOfBudgetError, PochadeError
+from pochade.errors import OutOfBudgetError, PochadeError, UsageError
 from pochade.runtime.ort import ort
 from pochade.runtime.pipeline import Pipeline, Result
 from pochade.runtime.probe import one_node_model
-from pochade.runtime.providers import PROVIDERS
+from pochade.runtime.providers import PROVIDERS, Device
 from pochade.runtime.session import ComponentSession, Stop
 from pochade.sizes import read_bytes, read_picture_size, show_bytes
 
@@ -130,6 +131,7 @@ def examine(
             here, on_cpu = _paint(processor, settings)
         parity = [_compare(name, outputs, card.run_component(name, inputs)) for name, (inputs, outputs) in here.items()]
         speed = _speed(card, here["transformer"][0], side)
+        captured = _captured(card, settings, on_card, here["transformer"][0]) if device == "cuda" else None
     agreement, path = _agreement(on_cpu, on_card), card.bundle.path
     asked = default_settings(card.bundle, prompt=PROMPT, device=device, **settings)
     budgets = [_keep_to(path, asked, limit, context) for limit in limits]
@@ -142,6 +144,8 @@ def examine(
     failures += [f"{row['component']} has {row['snr_db']} dB" for row in parity if row["snr_db"] < LEAST_SNR]
     if agreement is not None and agreement < LEAST_AGREEMENT:
         failures.append(f"{agreement:.1%} of the tokens agree")
+    if captured is not None:
+        failures += _faults(captured)
     failures += [f"{row['limit']} was exceeded" for row in budgets if row.get("kept") is False]
     assert there.keys() == here.keys(), "the card ran other components than the CPU"
     return {
@@ -157,6 +161,7 @@ def examine(
         "context_bytes": context,
         "budgets": budgets,
         "speed": speed,
+        "captured": captured,
         "peers": peers,
         "seconds": _seconds(on_card) | {"cpu": _seconds(on_cpu)},
         "failures": failures,
@@ -216,16 +221,62 @@ def _keep_to(path: Path, settings: Settings, limit: str, context: int | None) ->
 
 def _speed(pipe: Pipeline, inputs: Mapping[str, Array], side: int) -> dict[str, Any]:
     """How much of what the card multiplies at best a pass of the transformer uses."""
-    session, taken = ComponentSession(pipe.bundle, "transformer", pipe.device, pipe.threads, Stop()), []
-    with closing(session):
-        for _ in range(PASSES + 1):
-            start = time.perf_counter()
-            session.run_numpy(inputs)  # read, since not every card has finished when a run returns
-            taken.append(time.perf_counter() - start)
-    seconds = statistics.median(taken[1:])
+    seconds, device = _pass_seconds(pipe, inputs, False)
     operations, rate = pass_operations(pipe.bundle, "transformer", inputs), product_rate(pipe.device, side)
-    fraction = operations / seconds / rate if session.device == pipe.device else None
+    fraction = operations / seconds / rate if device == pipe.device else None
     return {"pass_seconds": seconds, "pass_operations": operations, "product_rate": rate, "fraction": fraction}
+
+
+def _pass_seconds(pipe: Pipeline, inputs: Mapping[str, Array], captures: bool) -> tuple[float, Device]:
+    """Median seconds of a pass of the transformer, and where it ran."""
+    session, taken = (
+        ComponentSession(pipe.bundle, "transformer", pipe.device, pipe.threads, Stop(), captures=captures),
+        [],
+    )
+    with closing(session):
+        kept = {name: session.detached(name, value) for name, value in session.run(inputs).items()}
+        runs = session.bind(inputs, kept if session.device.on_gpu else {})
+        runs.run()
+        for _ in range(PASSES):
+            start = time.perf_counter()
+            for value in runs.run().values():
+                value.numpy()  # since not every card has finished when a run returns
+            taken.append(time.perf_counter() - start)
+    return statistics.median(taken), session.device
+
+
+def _captured(
+    pipe: Pipeline, settings: Mapping[str, Any], expected: Result, inputs: Mapping[str, Array]
+) -> dict[str, Any] | None:
+    """The same with CUDA graphs: seconds, and the share of equal tokens; what is wrong, where it does not run at all.
+
+    None for a model that has no use for them.
+    """
+    try:
+        with pochade.load(pipe.bundle.path, device=pipe.device.name, cuda_graphs=True) as captured:
+            found = captured(PROMPT, **settings)
+        seconds, _ = _pass_seconds(pipe, inputs, True)
+    except UsageError:
+        return None
+    except Exception as error:  # whatever ONNX Runtime raises: the rest of the report is worth as much without it
+        return {"error": " ".join(str(error).split())}
+    same = [np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(found.images, expected.images, strict=True)]
+    return {
+        "pass_seconds": seconds,
+        "seconds": dict(found.timings),
+        "token_agreement": _agreement(expected, found),
+        "same_picture": all(same),
+    }
+
+
+def _faults(captured: Mapping[str, Any]) -> list[str]:
+    """What is wrong with CUDA graphs."""
+    if "error" in captured:
+        return [f"CUDA graphs: {captured['error']}"]
+    agreement = captured["token_agreement"]
+    if agreement is None:
+        return [] if captured["same_picture"] else ["with CUDA graphs it is another picture"]
+    return [f"with CUDA graphs {agreement:.1%} of the tokens agree"] if agreement < LEAST_AGREEMENT else []
 
 
 def _beside_peers(checkpoint: Path, path: Path, settings: Settings, rounds: int) -> dict[str, Any]:
@@ -240,8 +291,8 @@ def _beside_peers(checkpoint: Path, path: Path, settings: Settings, rounds: int)
 
 
 def _seconds(result: Result) -> dict[str, float]:
-    """Of a picture, of its phases, and the median of a step's passes."""
-    return dict(result.timings) | {"transformer": statistics.median(result.components["transformer"].ran)}
+    """Of a picture and of its phases."""
+    return dict(result.timings)
 
 
 def card_memory_after(make: Callable[[], object]) -> int | None:
@@ -266,14 +317,16 @@ def _lines(report: Mapping[str, Any]) -> Iterator[str]:
             shown = ["unknown" if row[key] is None else show_bytes(row[key]) for key in ("planned", "measured")]
             yield f"  {row['limit']}: planned {shown[0]}, measured {shown[1]}"
     seconds = report["seconds"]
-    both = f"picture {seconds['total']:.3f} s, one pass {seconds['transformer']:.4f} s"
-    yield f"  {both}; on the CPU {seconds['cpu']['total']:.3f} s"
+    yield f"  picture {seconds['total']:.3f} s; on the CPU {seconds['cpu']['total']:.3f} s"
     speed = report["speed"]
     share = "on the CPU" if speed["fraction"] is None else f"at {speed['fraction']:.0%} of that"
     yield (
         f"  a large product reaches {speed['product_rate'] / 1e9:.3g} GFLOP/s, a pass of the transformer, "
         f"{speed['pass_operations'] / 1e9:.1f} GFLOP in {speed['pass_seconds']:.4f} s, computes {share}"
     )
+    if (captured := report["captured"]) and "error" not in captured:
+        seconds = captured["seconds"]["total"]
+        yield f"  as CUDA graphs: a pass in {captured['pass_seconds']:.4f} s, a picture in {seconds:.3f} s"
     for row in (report["peers"] or {}).get("advantages", []):
         spread = f"{row['least']:.2f} to {row['greatest']:.2f}"
         yield f"  {row['peer']}: {row['metric']} takes {row['ratio']:.2f} times as long ({spread})"

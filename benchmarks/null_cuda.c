@@ -21,10 +21,12 @@ struct counters {
     uint64_t allocated, peak, limit;
     uint64_t to_device, to_host, within_device;
     uint64_t launches;
+    uint64_t captured_copies, captured_allocations; /* bytes and blocks that no captured graph may hold */
 };
 static struct counters count = {.limit = UINT64_MAX};
 static struct block { char *start; size_t size; } blocks[HANDLES];
 static int used;
+static int capturing; /* whether launches are recorded and not run */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static char handle[64]; /* what every stream, event, graph and the like is */
 
@@ -32,6 +34,7 @@ void null_cuda_read(struct counters *out) { pthread_mutex_lock(&lock); *out = co
 void null_cuda_reset(void) {
     pthread_mutex_lock(&lock);
     count.to_device = count.to_host = count.within_device = count.launches = 0;
+    count.captured_copies = count.captured_allocations = 0;
     count.peak = count.allocated;
     pthread_mutex_unlock(&lock);
 }
@@ -52,6 +55,7 @@ int cudaMalloc(void **out, size_t size) {
     if (memory == MAP_FAILED) { pthread_mutex_unlock(&lock); return OUT_OF_MEMORY; }
     blocks[used++] = (struct block){memory, whole};
     count.allocated += whole;
+    count.captured_allocations += capturing;
     if (count.allocated > count.peak) count.peak = count.allocated;
     pthread_mutex_unlock(&lock);
     *out = memory;
@@ -88,6 +92,7 @@ static int copy(void *to, const void *from, size_t size, int kind) {
     if (kind == HOST_TO_DEVICE) count.to_device += size;
     if (kind == DEVICE_TO_HOST) count.to_host += size;
     if (kind == DEVICE_TO_DEVICE) count.within_device += size;
+    else if (capturing) count.captured_copies += size; /* when it is replayed, the host has other things there */
     pthread_mutex_unlock(&lock);
     /* One int32 is what a kernel counted, in NonZero; what lies there instead would be taken for a length. */
     if (kind == DEVICE_TO_HOST && size == 4) memset(to, 0, size);
@@ -179,7 +184,7 @@ int cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int *n, const void *f
     *n = 1;
     return 0;
 }
-static int launch(void) { __atomic_add_fetch(&count.launches, 1, __ATOMIC_RELAXED); return 0; }
+static int launch(void) { if (!capturing) __atomic_add_fetch(&count.launches, 1, __ATOMIC_RELAXED); return 0; }
 #define LAUNCHES(name) int name(void) { return launch(); }
 LAUNCHES(cudaLaunchKernel) LAUNCHES(__cudaLaunchKernel) LAUNCHES(cudaLaunchKernelExC) LAUNCHES(cudaLaunchCooperativeKernel)
 LAUNCHES(cudaGraphLaunch)
@@ -189,8 +194,9 @@ int cudaLaunchHostFunc(void *stream, void (*function)(void *), void *data) { fun
 GIVES_HANDLE(cudaStreamCreate) GIVES_HANDLE(cudaStreamCreateWithFlags) GIVES_HANDLE(cudaEventCreate)
 GIVES_HANDLE(cudaEventCreateWithFlags) GIVES_HANDLE(cudaMemPoolCreate) GIVES_HANDLE(cudaGraphInstantiate)
 GIVES_HANDLE(cudaLibraryLoadData) GIVES_HANDLE(cudaLibraryGetKernel) GIVES_HANDLE(__cudaGetKernel)
-int cudaStreamEndCapture(void *stream, void **graph) { *graph = handle; return 0; }
-int cudaStreamIsCapturing(void *stream, int *status) { *status = 0; return 0; }
+int cudaStreamBeginCapture(void *stream, int mode) { capturing = 1; return 0; }
+int cudaStreamEndCapture(void *stream, void **graph) { capturing = 0; *graph = handle; return 0; }
+int cudaStreamIsCapturing(void *stream, int *status) { *status = capturing; return 0; }
 int cudaEventElapsedTime(float *milliseconds, void *start, void *end) { *milliseconds = 0; return 0; }
 int cudaMemPoolGetAttribute(void *pool, int attribute, void *value) { *(uint64_t *)value = 0; return 0; }
 
@@ -198,7 +204,7 @@ int cudaMemPoolGetAttribute(void *pool, int attribute, void *value) { *(uint64_t
 SUCCEEDS(cudaEventDestroy) SUCCEEDS(cudaEventRecord) SUCCEEDS(cudaEventRecordWithFlags) SUCCEEDS(cudaEventSynchronize)
 SUCCEEDS(cudaFuncSetAttribute) SUCCEEDS(cudaGraphDestroy) SUCCEEDS(cudaGraphExecDestroy) SUCCEEDS(cudaLibraryUnload)
 SUCCEEDS(cudaKernelSetAttributeForDevice) SUCCEEDS(cudaMemPoolDestroy) SUCCEEDS(cudaMemPoolSetAttribute)
-SUCCEEDS(cudaMemPoolTrimTo) SUCCEEDS(cudaStreamBeginCapture) SUCCEEDS(cudaStreamDestroy) SUCCEEDS(cudaStreamSynchronize)
+SUCCEEDS(cudaMemPoolTrimTo) SUCCEEDS(cudaStreamDestroy) SUCCEEDS(cudaStreamSynchronize)
 SUCCEEDS(cudaStreamWaitEvent)
 
 void **__cudaRegisterFatBinary(void *binary) { static void *registered[1]; return registered; }

@@ -3,14 +3,14 @@
 That is: which provider would compute each node, what would be allocated on the card, and every byte that would be
 copied to it or back.
 
-    python -m pochade.benchmarks.null_cuda BUNDLE [--size 1024x1024] [--steps 3] [--json FILE]
+    python -m pochade.benchmarks.null_cuda BUNDLE [--size 1024x1024] [--steps 3] [--cuda-graphs] [--json FILE]
 
 Needs a C compiler and the package onnxruntime-gpu, and neither a card nor a driver nor NVIDIA's libraries: it puts
 libraries of its own in their place, which compute nothing (null_cuda.c). ONNX Runtime's CUDA provider cannot tell. So
 kernels leave memory as it was, and a picture cannot be seen; sessions, bindings, plans and loops are the real ones. It
 stops before the decoder, whose graph reads lengths that a kernel would have computed.
 
-Ends with 1 where a node that computes would run on the CPU.
+Ends with 1 where a node that computes would run on the CPU, or a captured CUDA graph would read memory of the host.
 """
 
 from __future__ import annotations
@@ -44,11 +44,15 @@ VERSIONED = ("CUDART", "CUBLASLT", "CUBLAS", "CURAND")
 """Libraries whose symbols carry their name as version."""
 
 
+SUMMED = ("to_device", "to_host", "within_device", "launches", "captured_copies", "captured_allocations")
+"""Counters that begin anew each time they are taken."""
+
+
 class Counters(ctypes.Structure):
     """`struct counters` of null_cuda.c."""
 
     _fields_ = [(name, ctypes.c_uint64) for name in ("allocated", "peak", "limit")] + [
-        (name, ctypes.c_uint64) for name in ("to_device", "to_host", "within_device", "launches")
+        (name, ctypes.c_uint64) for name in SUMMED
     ]
 
 
@@ -105,7 +109,13 @@ class Stretch:
     """Bytes allocated on the card at most."""
     to_device: int
     to_host: int
+    within_device: int
     launches: int
+    """Of kernels and of captured graphs."""
+    captured_copies: int
+    """Bytes between host and card that became part of a captured graph, which reads them where they were then."""
+    captured_allocations: int
+    """Blocks allocated while a graph was captured, which CUDA forbids."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -114,15 +124,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("bundle", help="folder or installed name")
     parser.add_argument("--size", metavar="WxH", help="of the picture (default: the bundle's)")
     parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--cuda-graphs", action="store_true", help="capture passes of the transformer")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the findings there")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         card = NullCuda(Path(folder))
-        report = examine(args.bundle, args.size, args.steps, card)
+        report = examine(args.bundle, args.size, args.steps, card, args.cuda_graphs)
     print("\n".join(_lines(report)))
     if args.json:
         args.json.write_text(json.dumps(report, indent=2) + "\n", "utf-8")
-    return int(any(placed["strays"] for placed in report["components"]))
+    captured = any(row["captured_copies"] or row["captured_allocations"] for row in report["painting"])
+    return int(captured or any(placed["strays"] for placed in report["components"]))
 
 
 class Watched:
@@ -141,8 +153,8 @@ class Watched:
         """What happened since the last time, which ends within the loop."""
         self._take("denoise")
         found, self._since = self._since, []
-        sums = (sum(getattr(each, kind) for each in found) for kind in ("to_device", "to_host", "launches"))
-        return Stretch(until, max(each.peak for each in found), *sums)
+        sums = {name: sum(getattr(each, name) for each in found) for name in SUMMED}
+        return Stretch(until, max(each.peak for each in found), **sums)
 
     def _take(self, phase: str) -> None:
         found = self._card.take()
@@ -150,13 +162,13 @@ class Watched:
         self.peaks[phase] = max(self.peaks.get(phase, 0), found.peak)
 
 
-def examine(model: str, size: str | None, steps: int, card: NullCuda) -> dict[str, Any]:
+def examine(model: str, size: str | None, steps: int, card: NullCuda, cuda_graphs: bool = False) -> dict[str, Any]:
     """The findings, as JSON writes them."""
     import pochade
     from pochade.runtime.ort import ort
     from pochade.runtime.session import ComponentSession, Stop
 
-    with pochade.load(model, device="cuda") as pipe:
+    with pochade.load(model, device="cuda", cuda_graphs=cuda_graphs) as pipe:
         placed = []
         for name in pipe.bundle.manifest.components:
             session = ComponentSession(pipe.bundle, name, pipe.device, 1, Stop())
@@ -177,6 +189,7 @@ def examine(model: str, size: str | None, steps: int, card: NullCuda) -> dict[st
         "bundle": pipe.bundle.manifest.name,
         "onnxruntime": ort.__version__,
         "components": [asdict(one) for one in placed],
+        "cuda_graphs": cuda_graphs,
         "painting": [asdict(one) for one in stretches],
         "planned_peaks": planned,
         "phase_peaks": watched.peaks,
@@ -192,10 +205,13 @@ def _lines(report: dict[str, Any]) -> list[str]:
     rows += ["", "phase      allocated, MB  planned, MB"]
     for phase, peak in found.items():
         rows.append(f"{phase:10} {peak / 1e6:13.1f}" + (f" {planned[phase] / 1e6:12.1f}" if phase in planned else ""))
-    rows += ["", "until     peak on the card, MB    up, KB    down, KB    kernels"]
+    rows += ["", "until     peak on the card, MB    up, KB    down, KB    launches"]
     for stretch in report["painting"]:
         peak, up, down = stretch["peak"] / 1e6, stretch["to_device"] / 1e3, stretch["to_host"] / 1e3
-        rows.append(f"{stretch['until']:9} {peak:21.1f} {up:9.1f} {down:11.1f} {stretch['launches']:10}")
+        rows.append(f"{stretch['until']:9} {peak:21.1f} {up:9.1f} {down:11.1f} {stretch['launches']:11}")
+        if stretch["captured_copies"] or stretch["captured_allocations"]:
+            copies, blocks = stretch["captured_copies"], stretch["captured_allocations"]
+            rows.append(f"  captured: {copies} bytes of the host, {blocks} allocations")
     return rows
 
 

@@ -17,8 +17,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
+from pochade.graph_edit import register
 from pochade.quant.int8_strips import Codes, codes_of
-from pochade.quant.surgery import graphs_around, hand_on, register
+from pochade.quant.surgery import graphs_around, hand_on
 
 DIVISOR = 32.0
 """A power of two, so that neither way rounds."""

@@ -20,10 +20,11 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from pochade.component import Component, Int8Graph
 from pochade.gpu_graph import OWN_DOMAIN
+from pochade.graph_edit import register
 from pochade.quant import dynamic_int8, nbits
 from pochade.quant.functions import FunctionTape
 from pochade.quant.scheme import Scheme
-from pochade.quant.surgery import become, register
+from pochade.quant.surgery import become
 from pochade.session_memory import weight_bytes
 
 REPEATED = ("transformer",)

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from pochade.quant.surgery import hand_on, subgraphs
+from pochade.graph_edit import subgraphs
+from pochade.quant.surgery import hand_on
 
 ROWS = 2
 """Axis along which strips are cut and joined."""

@@ -6,28 +6,16 @@ from collections.abc import Callable, Iterator, Sequence
 
 import onnx_ir as ir
 
+from pochade.graph_edit import register, subgraphs
 from pochade.quant.select import Weight, constant_shape
 from pochade.quant.streamed import Array, StreamedTensor
 
 MICROSOFT = "com.microsoft"
 
 
-def register(graph: ir.Graph, tensor: ir.TensorProtocol) -> ir.Value:
-    """A new initializer of the tensor's name, shape and type."""
-    shape = ir.Shape(tensor.shape.numpy())
-    value = ir.Value(name=tensor.name, shape=shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
-    graph.register_initializer(value)
-    return value
-
-
 def graphs_around(graph: ir.Graph) -> dict[ir.Graph, ir.Node]:
     """The node that each graph inside of another one is the body or a branch of."""
     return {body: node for node in graph.all_nodes() for body in subgraphs(node)}
-
-
-def subgraphs(node: ir.Node) -> list[ir.Graph]:
-    """Bodies and branches of a node."""
-    return [value.as_graph() for value in node.attributes.values() if value.type is ir.AttributeType.GRAPH]
 
 
 def add_initializer(

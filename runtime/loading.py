@@ -32,6 +32,7 @@ def load(
     tiling: Tiling = "auto",
     expand: Expand = "auto",
     packed_cache: int | str | None = None,
+    cuda_graphs: bool = False,
     controlnets: Sequence[str | os.PathLike[str]] = (),
 ) -> Pipeline:
     """Pipeline of a bundle; use it as a context manager, or `close` it.
@@ -53,14 +54,17 @@ def load(
         packed_cache: disk to keep weights on as ONNX Runtime packs them, bytes or a size such as "4G", so that models
             open in a fraction of the time the next time on a CPU (`pochade.runtime.packed`); None for none. It is
             twice the size of the model's files. Under a limit of memory only what is there is used: writing takes more.
+        cuda_graphs: on CUDA, capture each pass of the transformer on its first step and start it as a whole on all
+            others: one call of the driver instead of some thousand, at two more passes a text. Without effect where
+            `auto` falls back to the CPU, which the result says.
         controlnets: bundles of ControlNets, folders or installed names, for models that can follow a picture.
 
     Raises:
         BundleNotFoundError: neither a folder nor an installed name.
         BundleInvalidError: damaged, unsafe, or of a family or format this version does not know.
         DeviceUnavailableError: the device cannot be had here.
-        UsageError: a value that cannot be meant, a limit of a memory that the device does not have, a bundle that is
-            no model to paint with, or a ControlNet that does not fit it.
+        UsageError: a value that cannot be meant, a limit of a memory that the device does not have, CUDA graphs where
+            they cannot be, a bundle that is no model to paint with, or a ControlNet that does not fit it.
     """
     if threads is not None and not 1 <= threads <= MAX_THREADS:
         raise UsageError(f"threads is {threads}; it must be from 1 to {MAX_THREADS}")
@@ -80,9 +84,14 @@ def load(
         raise UsageError(f"{other} limits a memory that device {chosen.name} does not use; give {own}, or no limit")
     if limits[other] is not None:
         chosen = replace(chosen, note=chosen.note or "there is no card that vram could be a limit of")
+    graphs = cuda_graphs and (chosen.on_gpu or device != "auto")
+    if cuda_graphs and not graphs:
+        chosen = replace(chosen, note=chosen.note or "there is no card that CUDA graphs could run on")
     chosen = replace(chosen, memory_limit=limits["vram"])
     pipeline = family(bundle, chosen, threads, limits[own], tiling)
     pipeline.expand = expand
+    if graphs:
+        pipeline.use_cuda_graphs()
     if limits["packed_cache"] is not None:
         pipeline.packed = PackedWeights(limits["packed_cache"], adds=limits[own] is None)
     for net, kind in nets:

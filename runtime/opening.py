@@ -38,6 +38,8 @@ class Opening:
     """Of the run that expands them, by which it can be ended."""
     sparing: bool = False
     """Multiply by kernels that need little memory beside what they are given."""
+    captures: bool = False
+    """Let runs be captured as CUDA graphs, which needs every node on the card and no loop."""
 
 
 @dataclass(frozen=True)
@@ -91,17 +93,17 @@ def _open_on(bundle: Bundle, component: Component, device: Device, how: Opening)
     gpu = component.variant(adapted).gpu
     usable = gpu is None or device.half or gpu.dtype != "float16"
     path = bundle.component_path(name, adapted, usable and takes_gpu_graph(component, device.on_gpu))
-    in_strips, constants, threads = computes_in_strips(component), dict(how.adapters), how.threads
+    in_strips, constants = computes_in_strips(component), dict(how.adapters)
     if how.expanded:
         graph = component.variant(adapted).int8
         assert graph is not None, f"{name} has nothing to expand"
-        constants |= expanded_weights(bundle.path, graph, threads, how.options)
+        constants |= expanded_weights(bundle.path, graph, how.threads, how.options)
         path = bundle.path / graph.file
     packed = how.packed
     if how.expanded or packed is None or device.on_gpu or adapted or not packed.is_worthwhile(bundle, name):
-        session = _open(path, bundle.path, device, threads, in_strips, sparing=how.sparing)
+        session = _open(path, bundle.path, device, how, in_strips)
     else:
-        session = _open_packed(path, bundle, name, device, threads, packed)
+        session = _open_packed(path, bundle, name, device, how, packed)
     return Opened(session, device, placement(session), constants)
 
 
@@ -114,41 +116,32 @@ def takes_gpu_graph(component: Component, on_gpu: bool) -> bool:
     return on_gpu or (saturates() and bool((component.quantization or {}).get("int8_convolutions")))
 
 
-def _open_packed(path: Path, bundle: Bundle, name: str, device: Device, threads: int, packed: PackedWeights) -> Any:
+def _open_packed(path: Path, bundle: Bundle, name: str, device: Device, how: Opening, packed: PackedWeights) -> Any:
     """A session on packed weights, which are written first where they are not kept yet."""
 
     def write(target: Path) -> None:
-        _open(path, bundle.path, device, threads, False, target)
+        _open(path, bundle.path, device, how, False, target)
 
     key = packed_key(bundle, name, ort.__version__)
     kept = packed.find(key) or packed.add(key, write)
     if kept is not None:
         try:
-            return _open(kept, bundle.path, device, threads, False)
+            return _open(kept, bundle.path, device, how, False)
         except BundleInvalidError:
             packed.drop(key)
-    return _open(path, bundle.path, device, threads, False)
+    return _open(path, bundle.path, device, how, False)
 
 
-def _open(
-    path: Path,
-    where: Path,
-    device: Device,
-    threads: int,
-    in_strips: bool,
-    packed_to: Path | None = None,
-    sparing: bool = False,
-) -> Any:
+def _open(path: Path, where: Path, device: Device, how: Opening, in_strips: bool, packed_to: Path | None = None) -> Any:
     """A session.
 
     Args:
         path: of the graph.
         where: bundle to name where it cannot be opened.
         device: to run on.
-        threads: to run with.
+        how: to open it.
         in_strips: whether the graph computes strip by strip.
         packed_to: where to write the graph with its weights as they are packed.
-        sparing: see `Opening`.
 
     Raises:
         BundleInvalidError: ONNX Runtime cannot open it, or cannot write what it should.
@@ -163,7 +156,7 @@ def _open(
             ("save_external_prepacked_constant_initializers", "1"),
         ):
             options.add_session_config_entry(f"session.{key}", value)
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = how.threads
     options.log_severity_level = 3
     # A pattern is one block for all that is ever alive, made anew for every strip of a codec.
     options.enable_mem_pattern = False
@@ -178,14 +171,14 @@ def _open(
         # Otherwise what is widened for several readers is widened for each of them.
         options.add_session_config_entry("session.disable_quant_qdq", "1")
         # Tiles are for the kernel that copies out what each output is made of, nine times what a convolution reads.
-        if sparing or not has_tiles():
+        if how.sparing or not has_tiles():
             options.add_free_dimension_override_by_name(FREE_AXIS, 1)
     if device.on_gpu:
         options.add_session_config_entry(RECORD, "1")
     elif saturates():
         options.add_session_config_entry("session.x64quantprecision", "1")
     try:
-        session = device.open(path, options)
+        session = device.open(path, options, how.captures)
     except Exception as error:  # ONNX Runtime raises a dozen unrelated types here
         reason = " ".join(str(error).split())
         raise BundleInvalidError(str(where), [f"onnxruntime cannot open {path.name}: {reason}"]) from None

@@ -127,6 +127,10 @@ class PaintingPipeline(Pipeline, Generic[R]):
             dict(self._components),
         )
 
+    def _open_denoiser(self) -> contextlib.AbstractContextManager[ComponentSession]:
+        """A session of what runs on every step."""
+        return self._open(self.denoiser, expanded=self._is_expanded, captures=self.cuda_graphs)
+
     def _decode(self, finished: Sequence[NDArray[Any]]) -> list[Image.Image]:
         """Pictures of what the last steps left."""
         with self._phase("decode"), self._open(self.decoder) as decoder:

@@ -108,6 +108,8 @@ class Pipeline(ABC):
         self.tiling = tiling
         self.expand: Expand = "auto"
         """Whether weights of few bits are expanded to 8 bits a number."""
+        self.cuda_graphs = False
+        """Whether passes of the transformer are started as CUDA graphs; `use_cuda_graphs` says so."""
         self.plan: Plan | None = None
         """How the latest call keeps within the limit, known before it begins; None if the bundle tells too little."""
         self.observer: Observer | None = None
@@ -141,6 +143,16 @@ class Pipeline(ABC):
         """
         family = self.bundle.manifest.family
         raise UsageError(f"{self.bundle.path}, a model of {family}, takes no ControlNet; leave {net.bundle.path} away")
+
+    def use_cuda_graphs(self) -> None:
+        """Capture each pass of the transformer on its first step and start it as a whole on all others, from now on.
+
+        Raises:
+            UsageError: the device is not `cuda`, or the model is of a family that runs nothing again and again.
+        """
+        if self.device.name != "cuda":
+            raise UsageError(f"CUDA graphs need device cuda, not {self.device.name}; leave them away")
+        self.cuda_graphs = True
 
     def run_component(self, name: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run one component alone, arrays in and out; `bundle.manifest` tells names, types and shapes.
@@ -313,7 +325,12 @@ class Pipeline(ABC):
 
     @contextlib.contextmanager
     def _open(
-        self, name: str, bundle: Bundle | None = None, called: str | None = None, expanded: bool = False
+        self,
+        name: str,
+        bundle: Bundle | None = None,
+        called: str | None = None,
+        expanded: bool = False,
+        captures: bool = False,
     ) -> Iterator[ComponentSession]:
         """A session of a component.
 
@@ -322,6 +339,7 @@ class Pipeline(ABC):
             bundle: another one, if it is not the pipeline's.
             called: what it is told of as, if that is not its name.
             expanded: compute with weights that are expanded to 8 bits.
+            captures: start runs that are bound once as CUDA graphs.
         """
         # What earlier phases freed in small pieces; up to 30 MB below the weights to come.
         return_freed_memory()
@@ -342,6 +360,7 @@ class Pipeline(ABC):
             self.packed,
             expanded,
             sparing=self._now is not None and self._way(self._now).recompute,
+            captures=captures,
         )
         self._providers[called or name] = str(session.placement)
         if note := session.note or ("" if device is self.device else f"{name} runs {ON_CPU.means}"):

@@ -80,25 +80,33 @@ class Device:
         """Execution provider name."""
         return PROVIDERS[self.name]
 
-    def open(self, model: Path | bytes, options: Any) -> Any:
+    def open(self, model: Path | bytes, options: Any, captures: bool = False) -> Any:
         """A session of a graph; the CPU stands behind a card for shape arithmetic.
 
         Args:
             model: the graph's file or its content.
             options: of the session.
+            captures: let runs be captured as CUDA graphs; on CUDA alone.
         """
         if self.name == "webgpu":
             return webgpu.open_on_card(model, options)
         source = model if isinstance(model, bytes) else str(model)
-        return ort.InferenceSession(source, options, providers=self._provider_list())
+        return ort.InferenceSession(source, options, providers=self._provider_list(captures))
 
-    def _provider_list(self) -> list[str | tuple[str, dict[str, str]]]:
+    def _provider_list(self, captures: bool) -> list[str | tuple[str, dict[str, str]]]:
         if self.name == "cpu":
             return [self.provider]
-        # The allocator's habit is to double what it takes each time it needs more.
-        options = {"arena_extend_strategy": "kSameAsRequested"}
+        options = {
+            # The allocator's habit is to double what it takes each time it needs more.
+            "arena_extend_strategy": "kSameAsRequested",
+            # By habit each new shape of a convolution tries all of cuDNN's algorithms, a third of a second to one, and
+            # memory for them; a session decodes one picture. github.com/microsoft/onnxruntime/issues/19838 and 22705.
+            "cudnn_conv_algo_search": "HEURISTIC",
+        }
         if self.memory_limit is not None:
             options["gpu_mem_limit"] = str(self.memory_limit)
+        if captures:
+            options["enable_cuda_graph"] = "1"
         return [(self.provider, options), PROVIDERS["cpu"]]
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,6 +66,72 @@ class Stop:
         self.check()
 
 
+UNCAPTURED = -1
+"""Graph of runs that are not captured, as ONNX Runtime numbers it."""
+
+
+class BoundRuns:
+    """Runs of a component on values that stay where they are, bound once however often it runs.
+
+    On a card such a run can be captured as a CUDA graph the first time and started as a whole from then on, where the
+    session captures: its thousands of kernels then cost the processor one call.
+    """
+
+    def __init__(
+        self, session: ComponentSession, inputs: Mapping[str, Any], kept: Mapping[str, Any], graph: int
+    ) -> None:
+        """Bind them; see `ComponentSession.bind`.
+
+        Args:
+            session: that is run.
+            inputs: arrays or values.
+            kept: buffers of outputs.
+            graph: that they may be captured as, or `UNCAPTURED`.
+        """
+        self._session = session
+        self._given = dict(inputs)
+        brought = session.brought(inputs)
+        # What another device writes to is brought here for every run.
+        self._elsewhere = {name: v for name, v in inputs.items() if v is not brought[name] and not _is_array(v)}
+        self._kept = dict(kept)
+        self._fresh = [spec.name for spec in session.component.outputs if spec.name not in kept]
+        # A captured run reads and writes the same addresses for ever.
+        self._graph = UNCAPTURED if self._fresh or self._elsewhere else graph
+        self._binding = session.binding(brought)
+        for name, value in kept.items():
+            self._binding.bind_ortvalue_output(name, value)
+
+    def run(self) -> dict[str, Any]:
+        """Outputs by name, as values on the device.
+
+        Raises:
+            CancelledError: a stop was requested before or during the run.
+        """
+        for name, value in self._session.brought(self._elsewhere).items():
+            self._binding.bind_ortvalue_input(name, value)
+        for name in self._fresh:
+            # Again for every run, or it would write over what the last one gave, which somebody may hold.
+            self._binding.bind_output(name, self._session.device.name)
+        return self._session.run_bound(self._binding, self._given, [*self._kept, *self._fresh], self._graph)
+
+    def release(self) -> None:
+        """Let go of everything; the session does it when it closes, whose memory the binding holds."""
+        del self._binding
+        for held in (self._given, self._elsewhere, self._kept):
+            held.clear()
+
+
+def put(buffer: Any, content: Any) -> None:
+    """Fill a buffer with an array or with what a session gave; on a card that does not pass through the host."""
+    if not _is_array(content) and (content.device_name() != buffer.device_name() or content.device_name() == "webgpu"):
+        content = content.numpy()
+    buffer.update_inplace(np.asarray(content, order="C") if _is_array(content) else content)
+
+
+def _is_array(value: Any) -> TypeGuard[Array]:
+    return isinstance(value, np.ndarray)
+
+
 class ComponentSession:
     """A component of a bundle, open on a device.
 
@@ -87,6 +153,7 @@ class ComponentSession:
         packed: PackedWeights | None = None,
         expanded: bool = False,
         sparing: bool = False,
+        captures: bool = False,
     ) -> None:
         """Open it.
 
@@ -102,18 +169,20 @@ class ComponentSession:
             packed: where packed weights are kept.
             expanded: compute with its weights expanded to 8 bits a number, which it must be able to.
             sparing: take little memory, in more time.
+            captures: start runs that are bound once as CUDA graphs.
         """
         start = time.perf_counter()
         self.component = bundle.manifest.components[name]
         self._stop = stop
         self._sparing = sparing
+        self._captures = captures
+        self._bound: list[BoundRuns] = []
         self._observer = observer
         self._times = ComponentTimes() if times is None else times
         options = ort.RunOptions()
         stop.guard(options)
-        opened = open_component(
-            bundle, self.component, device, Opening(threads, dict(adapters or {}), packed, expanded, options, sparing)
-        )
+        how = Opening(threads, dict(adapters or {}), packed, expanded, options, sparing, captures)
+        opened = open_component(bundle, self.component, device, how)
         self.device: Device = opened.device
         """Where it really runs."""
         self.placement: Placement = opened.placement
@@ -127,43 +196,49 @@ class ComponentSession:
         }
         # Adapters and expanded weights; bound as values, since run_with_iobinding ignores ONNX Runtime's own adapters.
         self._constants = {
-            port: _value(value, self.device.name) if isinstance(value, np.ndarray) else value
+            port: _value(value, self.device.name) if _is_array(value) else value
             for port, value in opened.constants.items()
         }
         # A run blocks its thread; from a second one, Ctrl-C and close() still get through.
         self._runner = ThreadPoolExecutor(1, thread_name_prefix=f"pochade-{name}")
         self._times.opened.append(time.perf_counter() - start)
 
-    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """Outputs by name, as `OrtValue`s on the device; inputs that the bundle declares optional may be left out.
+    def run(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Outputs by name, as `OrtValue`s on the device, of a single run; see `bind` for many.
+
+        Args:
+            inputs: by name; those that the bundle declares optional may be left out.
+            outputs: buffers that outputs are written to; those that have none are made anew.
 
         Raises:
             CancelledError: a stop was requested before or during the run.
         """
-        binding = self._session.io_binding()
-        for name, value in self._constants.items():
-            binding.bind_ortvalue_input(name, value)
-        for name, value in self.brought(inputs).items():
-            binding.bind_ortvalue_input(name, value)
-        names = [output.name for output in self.component.outputs]
-        for name in names:
-            binding.bind_output(name, self.device.name)
-        start = time.perf_counter()
-        with heap.sparing() if self._sparing else contextlib.nullcontext():
-            self._run(binding)
-        self._times.ran.append(time.perf_counter() - start)
-        outputs = dict(zip(names, binding.get_outputs(), strict=True))
-        if self._observer is not None:
-            self._observer(self.component.name, _arrays(inputs), _arrays(outputs))
-        return outputs
+        return BoundRuns(self, inputs, outputs or {}, UNCAPTURED).run()
+
+    def bind(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any] | None = None) -> BoundRuns:
+        """Runs with what `run` takes; what changes from one to the next lies in buffers, which `put` fills."""
+        self._bound.append(BoundRuns(self, inputs, outputs or {}, len(self._bound) + 1))
+        return self._bound[-1]
+
+    def buffer(self, port: str, **lengths: int) -> Any:
+        """A value for an input or an output, where the graph reads or writes it; what is in it is undefined.
+
+        Args:
+            port: name of the input or output.
+            **lengths: of its named axes.
+        """
+        spec = next(spec for spec in (*self.component.inputs, *self.component.outputs) if spec.name == port)
+        shape = [lengths[axis] if isinstance(axis, str) else axis for axis in spec.shape]
+        home = self._homes.get(port, self.device.name)
+        return _empty(shape, spec.dtype, home)
 
     def brought(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Inputs as values where the graph reads them; runs that are given those have nothing to bring there."""
         values = {}
         for name, value in inputs.items():
-            if not isinstance(value, np.ndarray) and value.device_name() not in ("cpu", self.device.name):
+            if not _is_array(value) and value.device_name() not in ("cpu", self.device.name):
                 value = value.numpy()
-            values[name] = _value(value, self._homes[name]) if isinstance(value, np.ndarray) else value
+            values[name] = _value(value, self._homes[name]) if _is_array(value) else value
         return values
 
     def run_numpy(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -175,22 +250,59 @@ class ComponentSession:
         checked = check_inputs(self.component, inputs)
         return {name: to_array(value) for name, value in self.run(checked).items()}
 
-    def detached(self, value: Any) -> Any:
-        """Copy of an output on the same device that may outlive this session without holding on to it."""
-        # By way of the host, once for each text: ONNX Runtime cannot copy between two values on a card.
-        array = to_array(value)
-        return array if not self.device.on_gpu else _value(array, self.device.name)
+    def detached(self, port: str, value: Any) -> Any:
+        """Copy of what an output gave, on the same device, that may outlive this session without holding on to it."""
+        if not self.device.on_gpu:
+            return to_array(value)
+        dtype = next(spec.dtype for spec in self.component.outputs if spec.name == port)
+        copy = _empty(value.shape(), dtype, self.device.name)
+        put(copy, value)
+        return copy
 
     def close(self) -> None:
         """Give the memory back."""
+        for runs in self._bound:
+            runs.release()
         del self._session
         self._constants.clear()
         # What runs took from the heap of the thread they ran in.
         self._runner.submit(heap.return_memory_of_thread)
         self._runner.shutdown(wait=True)
 
-    def _run(self, binding: Any) -> None:
+    def binding(self, inputs: Mapping[str, Any]) -> Any:
+        """ONNX Runtime's binding of inputs as values, what is the same in every run among them."""
+        binding = self._session.io_binding()
+        for name, value in (self._constants | dict(inputs)).items():
+            binding.bind_ortvalue_input(name, value)
+        return binding
+
+    def run_bound(self, binding: Any, inputs: Mapping[str, Any], names: Sequence[str], graph: int) -> dict[str, Any]:
+        """Outputs of a binding that is complete.
+
+        Args:
+            binding: of this session.
+            inputs: that it was made of, for whoever is told of runs.
+            names: of the outputs, in the order in which they were bound.
+            graph: that the run is captured as or started from, where the session captures.
+
+        Raises:
+            CancelledError: a stop was requested before or during the run.
+        """
+        start = time.perf_counter()
+        with heap.sparing() if self._sparing else contextlib.nullcontext():
+            self._run(binding, graph)
+        self._times.ran.append(time.perf_counter() - start)
+        outputs = dict(zip(names, binding.get_outputs(), strict=True))
+        if self._observer is not None:
+            # Copies of what is in buffers, which the next run writes over.
+            told = [{name: to_array(value) for name, value in part.items()} for part in (inputs, outputs)]
+            self._observer(self.component.name, *told)
+        return outputs
+
+    def _run(self, binding: Any, graph: int) -> None:
         options = ort.RunOptions()
+        if self._captures:
+            options.add_run_config_entry("gpu_graph_id", str(graph))
         self._stop.guard(options)
         future = self._runner.submit(self._session.run_with_iobinding, binding, options)
         try:
@@ -205,12 +317,17 @@ class ComponentSession:
 
 def _value(array: Array, device: str) -> Any:
     """A value on a device; on a CPU it is the array's own memory."""
-    return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), device, 0)
+    return ort.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"), device, 0)
+
+
+def _empty(shape: Sequence[int], dtype: str, device: str) -> Any:
+    """A value on a device; what is in it is undefined."""
+    return ort.OrtValue.ortvalue_from_shape_and_type(list(shape), np.dtype(dtype), device, 0)
 
 
 def to_array(value: Any) -> Array:
     """Copy of a value on the host that holds on to no session."""
-    return value if isinstance(value, np.ndarray) else value.numpy().copy()
+    return value if _is_array(value) else value.numpy().copy()
 
 
 def read_later(value: Any) -> Callable[[], Array]:
@@ -218,7 +335,7 @@ def read_later(value: Any) -> Callable[[], Array]:
 
     On a card only while somebody else holds the value: it would keep the weights of its session there.
     """
-    if isinstance(value, np.ndarray) or value.device_name() == "cpu":
+    if _is_array(value) or value.device_name() == "cpu":
         array = to_array(value)
         return lambda: array
     held = weakref.ref(value)
@@ -229,10 +346,6 @@ def read_later(value: Any) -> Callable[[], Array]:
         return to_array(present)
 
     return read
-
-
-def _arrays(values: Mapping[str, Any]) -> dict[str, Array]:
-    return {name: v if isinstance(v, np.ndarray) else v.numpy() for name, v in values.items()}
 
 
 def check_inputs(component: Component, inputs: Mapping[str, Array]) -> dict[str, Array]:

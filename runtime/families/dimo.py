@@ -6,7 +6,8 @@ of the transformer predicts every cell, each is drawn by itself, and the codec d
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -34,6 +35,10 @@ class DimoPipeline(MeissonicPipeline):
     """
 
     revisions: ClassVar = REVISIONS
+
+    def use_cuda_graphs(self) -> None:
+        """See `Pipeline`."""
+        raise UsageError("DiMO runs its transformer once, and CUDA graphs are for what runs again; leave them away")
 
     def _read_scheduler(self, scheduler: Mapping[str, Any]) -> None:
         self._mask_ratio = float(scheduler["mask_ratio"])
@@ -63,17 +68,16 @@ class DimoPipeline(MeissonicPipeline):
         request: MaskedRequest,
         condition: Condition,
         noise: Noise,
-        image: int,
         transformer: ComponentSession,
         sampler: ComponentSession,
     ) -> DenoiseLoop:
         if not isinstance(noise, StartNoise):
             raise UsageError("noise has no codes, order and normal, which DiMO starts from; see rng.StartNoise")
         return _OneStep(
-            self._start(noise, image, self._grid(request)), request, condition, noise, image, transformer, sampler
+            partial(self._start, noise, self._grid(request)), request, condition, noise, transformer, sampler
         )
 
-    def _start(self, noise: StartNoise, image: int, grid: tuple[int, int]) -> NDArray[np.int64]:
+    def _start(self, noise: StartNoise, grid: tuple[int, int], image: int) -> NDArray[np.int64]:
         """Codes at random, and the mask in the same number of cells whatever the seed."""
         cells = grid[0] * grid[1]
         drawn = uniform_row(noise.codes(image, cells), cells)[0].astype(np.float64)
@@ -96,33 +100,33 @@ class _OneStep:
 
     def __init__(
         self,
-        tokens: NDArray[np.int64],
+        start: Callable[[int], NDArray[np.int64]],
         request: MaskedRequest,
         condition: Condition,
         noise: StartNoise,
-        image: int,
         transformer: ComponentSession,
         sampler: ComponentSession,
     ) -> None:
-        self._tokens = tokens
-        self._temperature = np.array(request.temperature[:1], np.float32)
-        self._condition = condition[request.prompts[image]]
+        self._start = start
+        self._request = request
+        self._condition = condition
         self._noise = noise
-        self._image = image
         self._transformer = transformer
         self._sampler = sampler
 
-    def start(self) -> NDArray[np.int64]:
+    def start(self, image: int) -> NDArray[np.int64]:
         """See `DenoiseLoop.start`."""
-        return self._tokens
+        return self._start(image)
 
-    def run(self, step: int, tokens: Any) -> tuple[Any, Any]:
+    def run(self, image: int, step: int, tokens: Any) -> tuple[Any, Any]:
         """See `DenoiseLoop.run`."""
         cells, dim = tokens[0].size, self._width()
-        noise = self._noise.normal(self._image, cells, dim).reshape(*tokens.shape, dim)
-        features = self._transformer.run({"tokens": tokens, "noise": noise, **self._condition})["features"]
-        draw = uniform_row(self._noise.draw(self._image, step, cells), cells)
-        outputs = self._sampler.run({"features": features, "draw_noise": draw, "temperature": self._temperature})
+        noise = self._noise.normal(image, cells, dim).reshape(*tokens.shape, dim)
+        inputs = {"tokens": tokens, "noise": noise, **self._condition[self._request.prompts[image]]}
+        features = self._transformer.run(inputs)["features"]
+        draw = uniform_row(self._noise.draw(image, step, cells), cells)
+        temperature = np.array(self._request.temperature[:1], np.float32)
+        outputs = self._sampler.run({"features": features, "draw_noise": draw, "temperature": temperature})
         codes = to_array(outputs["codes"]).reshape(tokens.shape)
         return codes, codes
 

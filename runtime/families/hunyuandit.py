@@ -68,6 +68,10 @@ class HunyuanDiTPipeline(PaintingPipeline[DiffusionRequest]):
         """See `Pipeline`."""
         if not isinstance(net, HunyuanControlNet):
             raise UsageError(f"{net.bundle.path} is no ControlNet but a bundle of {net.bundle.manifest.family}")
+        if self.cuda_graphs:
+            raise UsageError(
+                "what a ControlNet adds lies elsewhere on every step, which no CUDA graph can follow; leave one away"
+            )
         net.check_model(self.bundle)
         self._nets += (net,)
 
@@ -259,7 +263,8 @@ class HunyuanDiTPipeline(PaintingPipeline[DiffusionRequest]):
                     if note := encoded.note(text, name):
                         notes.append(note)
                     outputs = encoder.run({"input_ids": encoded.ids[None], "attention_mask": encoded.mask[None]})
-                    states[text][f"text_states{suffix}"] = encoder.detached(outputs[f"text_states{suffix}"])
+                    port = f"text_states{suffix}"
+                    states[text][port] = encoder.detached(port, outputs[port])
                     states[text][f"text_mask{suffix}"] = encoded.mask[None]
                     # They would hold this encoder's weights while the next one is opened.
                     del outputs
@@ -282,7 +287,7 @@ class HunyuanDiTPipeline(PaintingPipeline[DiffusionRequest]):
         with self._phase("condition"), self._open("condition", bundle, f"condition{suffix}") as session:
             for text, inputs in states.items():
                 outputs = session.run({**inputs, **shared})
-                condition[text] = {name: session.detached(outputs[name]) for name in ("context", "modulation")}
+                condition[text] = {name: session.detached(name, outputs[name]) for name in ("context", "modulation")}
         return condition
 
     def _denoise(
@@ -301,34 +306,24 @@ class HunyuanDiTPipeline(PaintingPipeline[DiffusionRequest]):
         initial = pictures[len(nets)] if request.image is not None else None
         shape = (1, self._channels, *self._grid(request))
         with contextlib.ExitStack() as opened:
-            transformer = opened.enter_context(self._open("transformer", expanded=self._is_expanded))
+            transformer = opened.enter_context(self._open_denoiser())
             sampler = opened.enter_context(self._open("sampler"))
-            # Once for all steps where they are read.
-            rope = transformer.brought(self._rope(request))
+            rope = self._rope(request)
             condition = {text: transformer.brought(told) for text, told in conditions[0].items()}
             controls = []
             for i, (net, scale) in enumerate(zip(nets, request.control_scales, strict=True)):
                 session = opened.enter_context(self._open("controlnet", net, f"controlnet{_suffix(i)}"))
                 seen = session.brought({"control": pictures[i]})["control"]
                 controls.append(Control(session, conditions[i + 1], seen, scale))
+            loop = DiffusionLoop(
+                request, self._scheduler(request), noise, shape, rope, condition, transformer, sampler, controls
+            )
             for image in range(len(request.prompts)):
-                loop = DiffusionLoop(
-                    request,
-                    image,
-                    self._scheduler(request),
-                    noise,
-                    shape,
-                    rope,
-                    condition,
-                    transformer,
-                    sampler,
-                    controls,
-                )
-                latent: Any = loop.start(first, initial)
+                latent: Any = loop.start(image, first, initial)
                 picture: Any = None
                 for step in range(first, steps):
                     with self._phase("denoise"):
-                        latent, picture = loop.run(step, latent, picture)
+                        latent, picture = loop.run(image, step, latent, picture)
                     done = image * (steps - first) + step - first + 1
                     yield StepEvent(
                         done, total, time.perf_counter() - start, image, partial(self._preview, read_later(latent))

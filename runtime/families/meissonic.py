@@ -36,7 +36,7 @@ from pochade.runtime.painting import Condition, PaintingPipeline, Request
 from pochade.runtime.pipeline import Result, StepEvent
 from pochade.runtime.rng import MAX_SEED, Noise, PhiloxNoise, random_seed, uniform_row
 from pochade.runtime.schedulers.masked import MaskedSchedule, MaskingSchedule
-from pochade.runtime.session import ComponentSession, read_later, to_array
+from pochade.runtime.session import BoundRuns, ComponentSession, put, read_later, to_array
 from pochade.runtime.tokenizer import PromptTokenizer
 
 REVISIONS = (2, 3)
@@ -56,13 +56,16 @@ class MaskedRequest(Request):
 
 
 class DenoiseLoop(Protocol):
-    """The steps of one image; a family brings its own."""
+    """The steps of all images of a call; a family brings its own."""
 
-    def start(self) -> NDArray[np.int64]:
-        """Token grid before the first step, (1, height, width)."""
+    def start(self, image: int, /) -> NDArray[np.int64]:
+        """Token grid of an image before its first step, (1, height, width)."""
 
-    def run(self, step: int, tokens: Any) -> tuple[Any, Any]:
-        """Next token grid and this step's draw for every cell, (1, height, width) int64, on the device or the host."""
+    def run(self, image: int, step: int, tokens: Any) -> tuple[Any, Any]:
+        """Next token grid and this step's draw for every cell, (1, height, width) int64, on the device or the host.
+
+        The grid is good until the next step.
+        """
 
 
 class MeissonicPipeline(PaintingPipeline[MaskedRequest]):
@@ -209,14 +212,14 @@ class MeissonicPipeline(PaintingPipeline[MaskedRequest]):
         """Token grid of every image; a method of its own, so that no value of its sessions outlives it."""
         total = len(request.prompts) * request.num_inference_steps
         finished: list[NDArray[np.int64]] = []
-        with self._open("transformer", expanded=self._is_expanded) as transformer, self._open("sampler") as sampler:
+        with self._open_denoiser() as transformer, self._open("sampler") as sampler:
+            steps = self._loop(request, condition, noise, transformer, sampler)
             for image in range(len(request.prompts)):
-                steps = self._loop(request, condition, noise, image, transformer, sampler)
-                tokens: Any = steps.start()
+                tokens: Any = steps.start(image)
                 codes = tokens
                 for step in range(request.num_inference_steps):
                     with self._phase("denoise"):
-                        tokens, codes = steps.run(step, tokens)
+                        tokens, codes = steps.run(image, step, tokens)
                     done = image * request.num_inference_steps + step + 1
                     elapsed = time.perf_counter() - start
                     yield StepEvent(done, total, elapsed, image, partial(self._preview, read_later(codes)))
@@ -229,16 +232,15 @@ class MeissonicPipeline(PaintingPipeline[MaskedRequest]):
         request: MaskedRequest,
         condition: Condition,
         noise: Noise,
-        image: int,
         transformer: ComponentSession,
         sampler: ComponentSession,
     ) -> DenoiseLoop:
-        """The steps of one image with sessions that are open."""
+        """The steps of all images with sessions that are open."""
         schedule = MaskedSchedule.create(
             request.num_inference_steps, math.prod(self._grid(request)), request.temperature, self._schedule
         )
         tokens = np.full((1, *self._grid(request)), self._mask_token_id, np.int64)
-        return _MaskedLoop(tokens, request, schedule, condition, noise, image, transformer, sampler)
+        return _MaskedLoop(tokens, request, schedule, condition, noise, transformer, sampler)
 
     def _encode(self, request: MaskedRequest) -> tuple[dict[str, tuple[Any, Any]], list[str]]:
         """Text states and pooled vector of every distinct text, and what did not fit."""
@@ -249,7 +251,10 @@ class MeissonicPipeline(PaintingPipeline[MaskedRequest]):
                 if note := encoded.note(text):
                     notes.append(note)
                 outputs = encoder.run({"input_ids": encoded.ids[None]})
-                states[text] = (encoder.detached(outputs["text_states"]), encoder.detached(outputs["pooled"]))
+                states[text] = (
+                    encoder.detached("text_states", outputs["text_states"]),
+                    encoder.detached("pooled", outputs["pooled"]),
+                )
         return states, notes
 
     def _condition(self, request: MaskedRequest, states: dict[str, tuple[Any, Any]]) -> Condition:
@@ -261,7 +266,7 @@ class MeissonicPipeline(PaintingPipeline[MaskedRequest]):
             for text, (text_states, pooled) in states.items():
                 inputs = {"text_states": text_states, "pooled": pooled, "micro_conds": micro, "timesteps": timesteps}
                 outputs = session.run(inputs)
-                condition[text] = {name: session.detached(outputs[name]) for name in ("context", "modulation")}
+                condition[text] = {name: session.detached(name, outputs[name]) for name in ("context", "modulation")}
         return condition
 
     @property
@@ -278,7 +283,10 @@ class MeissonicPipeline(PaintingPipeline[MaskedRequest]):
 
 
 class _MaskedLoop:
-    """From all cells masked to none: transformer once or twice, then the sampler."""
+    """From all cells masked to none: the transformer once or twice, then the sampler.
+
+    What they read and write lies in buffers that stay where they are.
+    """
 
     def __init__(
         self,
@@ -287,47 +295,60 @@ class _MaskedLoop:
         schedule: MaskedSchedule,
         condition: Condition,
         noise: Noise,
-        image: int,
         transformer: ComponentSession,
         sampler: ComponentSession,
     ) -> None:
-        self._tokens = tokens
+        grid = dict(zip(("batch", "height", "width"), tokens.shape, strict=True))
+        cells = {"batch": 1, "cells": tokens.size}
+        self._start = tokens
+        self._request = request
         self._schedule = schedule
         self._noise = noise
-        self._image = image
+        self._condition = condition
         self._transformer = transformer
-        self._sampler = sampler
-        # Once for all steps where it is read.
-        self._positive = transformer.brought(condition[request.prompts[image]])
-        negative = condition[request.negative_prompts[image]] if request.guided else None
-        self._negative = None if negative is None else transformer.brought(negative)
-        self._guidance = np.array([request.guidance_scale if request.guided else 1.0], np.float32)
+        self._inputs = {"tokens": transformer.buffer("tokens", **grid), "step": transformer.buffer("step")}
+        self._features = [transformer.buffer("features", **cells) for _ in range(1 + request.guided)]
+        self._passes: dict[tuple[str, int], BoundRuns] = {}
+        self._draws = {name: sampler.buffer(name, **cells) for name in ("draw_noise", "keep_noise")}
+        self._schedules = {name: sampler.buffer(name) for name in ("temperature", "num_masked")}
+        inputs = {
+            "tokens": self._inputs["tokens"],
+            "features": self._features[0],
+            "negative_features": self._features[-1],
+            "guidance_scale": np.array([request.guidance_scale if request.guided else 1.0], np.float32),
+        }
+        following = {"next_tokens": sampler.buffer("next_tokens", **grid)}
+        self._sampler = sampler.bind(inputs | self._draws | self._schedules, following)
 
-    def start(self) -> NDArray[np.int64]:
+    def start(self, _image: int) -> NDArray[np.int64]:
         """See `DenoiseLoop.start`."""
-        return self._tokens
+        return self._start
 
-    def run(self, step: int, tokens: Any) -> tuple[Any, Any]:
+    def run(self, image: int, step: int, tokens: Any) -> tuple[Any, Any]:
         """See `DenoiseLoop.run`."""
-        features = self._features(tokens, step, self._positive)
-        negative = features if self._negative is None else self._features(tokens, step, self._negative)
-        cells = features.shape()[1]
+        put(self._inputs["tokens"], tokens)
+        put(self._inputs["step"], np.array([step]))
+        texts = [
+            self._request.prompts[image],
+            *([self._request.negative_prompts[image]] if self._request.guided else []),
+        ]
+        # Two passes of batch 1 need half the activations of one of batch 2 (docs/families.md).
+        for i, text in enumerate(texts):
+            self._pass(text, i).run()
+        cells = self._start.size
         last = step == len(self._schedule.timesteps) - 1
-        keep = np.zeros(cells, np.float32) if last else self._noise.keep(self._image, step, cells)
-        outputs = self._sampler.run(
-            {
-                "tokens": tokens,
-                "features": features,
-                "negative_features": negative,
-                "guidance_scale": self._guidance,
-                "draw_noise": uniform_row(self._noise.draw(self._image, step, cells), cells),
-                "keep_noise": uniform_row(keep, cells),
-                "temperature": self._schedule.temperatures[step : step + 1],
-                "num_masked": self._schedule.num_masked[step : step + 1],
-            }
-        )
+        keep = np.zeros(cells, np.float32) if last else self._noise.keep(image, step, cells)
+        put(self._draws["draw_noise"], uniform_row(self._noise.draw(image, step, cells), cells))
+        put(self._draws["keep_noise"], uniform_row(keep, cells))
+        put(self._schedules["temperature"], self._schedule.temperatures[step : step + 1])
+        put(self._schedules["num_masked"], self._schedule.num_masked[step : step + 1])
+        outputs = self._sampler.run()
         return outputs["next_tokens"], outputs["codes"]
 
-    def _features(self, tokens: Any, step: int, condition: Mapping[str, Any]) -> Any:
-        # Two passes of batch 1 need half the activations of one of batch 2 (docs/families.md).
-        return self._transformer.run({"tokens": tokens, "step": np.array([step]), **condition})["features"]
+    def _pass(self, text: str, place: int) -> BoundRuns:
+        """Runs of the transformer for a text that give the features of that place."""
+        key = text, place
+        if key not in self._passes:
+            inputs = {**self._inputs, **self._condition[text]}
+            self._passes[key] = self._transformer.bind(inputs, {"features": self._features[place]})
+        return self._passes[key]

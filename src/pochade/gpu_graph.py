@@ -12,7 +12,6 @@ no data: a file of operators beside the first.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +20,8 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from pochade.component import Component, GpuGraph
+from pochade.gpu_half import Narrowing, is_half
+from pochade.graph_edit import before, home, register, subgraphs
 from pochade.session_memory import weight_bytes
 
 OWN_DOMAIN = "pochade"
@@ -32,39 +33,15 @@ ROUNDED_ATTENTION = "RoundedAttention"
 CPU_ONLY = frozenset({"MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeLinear", "QLinearMatMul", "ConvInteger"})
 """Operators of 8-bit activations that are left once those below are replaced; a graph with one stays on the CPU."""
 
+MOST_PARTS = 32
+"""Into which CUDA's Split divides with all it has to know in the kernel's arguments. For more it copies a table from
+the host on every run, and a captured run would copy it from memory that is long gone."""
+
 BLOCK = 32
 """Block size of the fused kernel of CUDA's MatMulNBits (weights of 4 bits, float16, no zero points)."""
 
-HALF = frozenset({"MatMul", "Gemm", "MatMulNBits", "MultiHeadAttention"})
-"""What computes in float16."""
-
-FOLLOWS = frozenset(
-    {
-        "Reshape",
-        "Transpose",
-        "Split",
-        "Slice",
-        "Concat",
-        "Squeeze",
-        "Unsqueeze",
-        "Expand",
-        "Identity",
-        "FastGelu",
-        "Gelu",
-    }
-)
-"""What computes in the type that it is given: it moves numbers, or makes each no larger."""
-
-FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
-
-FINITE = 65504.0
-"""Largest float16."""
-
 INLINE_BYTES = 1024
 """Constants up to so many bytes stay in the graph's own file."""
-
-SCALARS = 64
-"""Constants up to so many numbers are narrowed here, and kept finite: minus infinity times 0 is not 0."""
 
 
 def save_gpu_graph(path: Path, dtype: str) -> GpuGraph | None:
@@ -81,8 +58,8 @@ def save_gpu_graph(path: Path, dtype: str) -> GpuGraph | None:
     if any(node.op_type in CPU_ONLY for node in model.graph.all_nodes()):
         return None
     changed = _replace_operators(model)
-    if dtype == "float16" and not _is_half(model.graph) and not any(_subgraphs(node) for node in model.graph):
-        changed += _Narrowing(model.graph).apply()
+    if dtype == "float16" and not is_half(model.graph) and not any(subgraphs(node) for node in model.graph):
+        changed += Narrowing(model.graph).apply()
     if not changed:
         return None
     # Whatever they stood for is computed by other nodes.
@@ -95,11 +72,6 @@ def save_gpu_graph(path: Path, dtype: str) -> GpuGraph | None:
         _forget_shapes(graph)
     ir.save(model, target)
     return GpuGraph(target.name, dtype, weight_bytes(model))
-
-
-def _is_half(graph: ir.Graph) -> bool:
-    """Whether a graph computes in float16 as it came: its exporter knew what has to be wide."""
-    return any(node.op_type in HALF and node.outputs[0].dtype is ir.DataType.FLOAT16 for node in graph)
 
 
 def with_gpu_graphs(component: Component, folder: Path, dtype: str) -> Component:
@@ -139,9 +111,11 @@ def _replace_operators(model: ir.Model) -> int:
             _rearrange_floats(node)
         elif node.op_type == "MatMulNBits" and _can_split(node):
             _split_blocks(node)
+        elif node.op_type == "Split" and (parts := _first_parts(node)):
+            _split_twice(node, parts)
         elif node.op_type == "ArgMax" and (ids := node.inputs[0]) is not None and ids.dtype is ir.DataType.INT64:
             # No card compares whole numbers for it; ids of a vocabulary are exact in float32.
-            node.replace_input_with(0, _before(node, "Cast", [ids], ir.DataType.FLOAT, to=int(ir.DataType.FLOAT)))
+            node.replace_input_with(0, before(node, "Cast", [ids], ir.DataType.FLOAT, to=int(ir.DataType.FLOAT)))
         else:
             continue
         changed += 1
@@ -152,7 +126,7 @@ def _expand(product: ir.Node) -> None:
     """A product of rounded activations -> one of whole ones with the expanded weight."""
     x, codes, scales, zero, bias = (*product.inputs, None, None)[:5]
     assert x is not None and codes is not None and scales is not None, f"{product.name} is incomplete"
-    graph, result = _home(product), product.outputs[0]
+    graph, result = home(product), product.outputs[0]
     name = codes.name
     given = [codes, scales] if zero is None else [codes, scales, zero]
     expanded = ir.node("DequantizeLinear", given, {"axis": 1}, name=f"{name}.expanded")
@@ -189,7 +163,7 @@ def _expand_convolution(product: ir.Node) -> None:
     conv = ir.Node("", "Conv", inputs, product.attributes.values(), name=f"{product.name}.expanded")
     for node in (widened, conv):
         node.outputs[0].name, node.outputs[0].dtype = node.name, ir.DataType.FLOAT
-    _home(product).insert_before(product, [widened, conv])
+    home(product).insert_before(product, [widened, conv])
     product.op_type, product.name = "QuantizeLinear", f"{product.name}.rounded"
     product.attributes.clear()
     product.resize_inputs(3)
@@ -207,12 +181,12 @@ def _rearrange_floats(node: ir.Node) -> None:
     """Cards rearrange no 8-bit numbers."""
     result, codes = node.outputs[0], node.inputs[0]
     assert codes is not None, f"{node.name} is incomplete"
-    node.replace_input_with(0, _before(node, "Cast", [codes], ir.DataType.FLOAT, to=int(ir.DataType.FLOAT)))
+    node.replace_input_with(0, before(node, "Cast", [codes], ir.DataType.FLOAT, to=int(ir.DataType.FLOAT)))
     narrow = ir.node("Cast", [result], {"to": int(ir.DataType.UINT8)}, name=f"{result.name}.narrow")
     narrow.outputs[0].name, narrow.outputs[0].dtype = narrow.name, ir.DataType.UINT8
     result.replace_all_uses_with(narrow.outputs[0], replace_graph_outputs=True)
     narrow.replace_input_with(0, result)
-    _home(node).insert_after(node, narrow)
+    home(node).insert_after(node, narrow)
 
 
 def _scaled(main: ir.Graph, codes: ir.Value, factors: list[ir.Value | None], shape: list[int]) -> ir.Value:
@@ -224,7 +198,7 @@ def _scaled(main: ir.Graph, codes: ir.Value, factors: list[ir.Value | None], sha
             while value.name != name:
                 (value,) = (following.node.outputs[0] for following in value.uses())
             return value
-    asked = _register(main, ir.Tensor(np.array(shape), name=f"{name}.shape"))
+    asked = register(main, ir.Tensor(np.array(shape), name=f"{name}.shape"))
     nodes = [ir.node("Cast", [codes], {"to": int(ir.DataType.FLOAT)}, name=f"{name}.cast")]
     for i, factor in enumerate(factors):
         lifted = ir.node("Reshape", [factor, asked], name=f"{name}.factor{i}")
@@ -235,6 +209,47 @@ def _scaled(main: ir.Graph, codes: ir.Value, factors: list[ir.Value | None], sha
     last.name, last.shape = name, codes.shape
     main.insert_before(main[0], nodes)
     return last
+
+
+def _first_parts(split: ir.Node) -> int:
+    """Equal parts to divide into first so that neither those nor theirs are too many; 0 where one Split does."""
+    count = len(split.outputs)
+    if count <= MOST_PARTS:
+        return 0
+    if len(split.inputs) > 1 and (sizes := split.inputs[1]) is not None:
+        stored = sizes.const_value
+        if stored is None or len(set(stored.numpy().tolist())) != 1:
+            return 0
+    return next((n for n in range(2, MOST_PARTS + 1) if count % n == 0 and count // n <= MOST_PARTS), 0)
+
+
+def _split_twice(split: ir.Node, parts: int) -> None:
+    """Divide into so many parts, and each into the outputs."""
+    whole, outputs, each = split.inputs[0], list(split.outputs), len(split.outputs) // parts
+    sizes = split.inputs[1] if len(split.inputs) > 1 else None
+    axis = split.attributes.get_int("axis", 0)
+
+    def divide(value: ir.Value | None, count: int, size: int, name: str) -> ir.Node:
+        given: list[ir.Value | None] = [value]
+        attributes = {"axis": axis}
+        if sizes is None:
+            attributes["num_outputs"] = count
+        else:
+            given.append(register(home(split), ir.Tensor(np.full(count, size, np.int64), name=f"{name}.sizes")))
+        return ir.node("Split", given, attributes, name=name, num_outputs=count)
+
+    stored = None if sizes is None else sizes.const_value
+    size = 0 if stored is None else int(stored.numpy()[0])
+    first = divide(whole, parts, size * each, f"{split.name}.first")
+    nodes = [first]
+    for i, part in enumerate(first.outputs):
+        part.name, part.type = f"{first.name}.{i}", outputs[0].type
+        nodes.append(divide(part, each, size, f"{part.name}.rest"))
+        for old, new in zip(outputs[i * each :], nodes[-1].outputs, strict=False):
+            new.name, new.shape, new.type, old.name = old.name, old.shape, old.type, f"{old.name}.before"
+            old.replace_all_uses_with(new, replace_graph_outputs=True)
+    home(split).insert_before(split, nodes)
+    home(split).remove(split, safe=True)
 
 
 def _can_split(product: ir.Node) -> bool:
@@ -259,7 +274,7 @@ def _split_blocks(product: ir.Node) -> None:
         ("Reshape", (rows, blocks)),
     ):
         asked = ir.Tensor(np.array(shape), name=f"{repeated.name}.{op_type}.shape")
-        repeated = _before(product, op_type, [repeated, _register(_home(product), asked)], scales.dtype)
+        repeated = before(product, op_type, [repeated, register(home(product), asked)], scales.dtype)
     product.replace_input_with(2, repeated)
     product.attributes.add(ir.AttrInt64("block_size", BLOCK))
     product.attributes.pop("accuracy_level", None)
@@ -292,7 +307,7 @@ def _read_from(path: Path, model: ir.Model) -> None:
     file = path.read_bytes()
     for node in list(model.graph.all_nodes()):
         stored = node.attributes.get("value") if node.op_type == "Constant" else None
-        if stored is None or _home(node) is model.graph or (tensor := stored.as_tensor()).nbytes < INLINE_BYTES:
+        if stored is None or home(node) is model.graph or (tensor := stored.as_tensor()).nbytes < INLINE_BYTES:
             continue
         content, name = tensor.tobytes(), node.outputs[0].name
         start = file.find(content)
@@ -301,8 +316,8 @@ def _read_from(path: Path, model: ir.Model) -> None:
         where = ir.ExternalTensor(
             path.name, start, len(content), tensor.dtype, shape=shape, name=str(name), base_dir=path.parent
         )
-        node.outputs[0].replace_all_uses_with(_register(model.graph, where))
-        _home(node).remove(node, safe=True)
+        node.outputs[0].replace_all_uses_with(register(model.graph, where))
+        home(node).remove(node, safe=True)
     _hoist(model.graph)
 
 
@@ -310,132 +325,6 @@ def _hoist(main: ir.Graph) -> None:
     """Expand weights before a loop, where its body expands them: once, and ONNX Runtime refuses the other way."""
     weights = set(main.initializers.values())
     for node in list(main.all_nodes()):
-        if node.op_type == "DequantizeLinear" and _home(node) is not main and weights.issuperset(node.inputs):
-            _home(node).remove(node)
+        if node.op_type == "DequantizeLinear" and home(node) is not main and weights.issuperset(node.inputs):
+            home(node).remove(node)
             main.insert_before(main[0], node)
-
-
-class _Narrowing:
-    """Float16 for a graph's products and for what moves their results."""
-
-    def __init__(self, graph: ir.Graph) -> None:
-        self._graph = graph
-        self._constants = set(_constant_values(graph))
-        self._narrow: set[ir.Value] = set()
-        """Values that were float32 and are float16 now."""
-        self._cast: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
-
-    def apply(self) -> int:
-        """Change the graph, and say how many nodes compute in float16 now."""
-        changed = 0
-        for node in list(self._graph):
-            if self._constants.issuperset(node.outputs):
-                continue
-            _fill_in_types(node)
-            if node.op_type in HALF or (node.op_type in FOLLOWS and self._follows(node)):
-                changed += self._compute_in_half(node)
-            elif node.op_type != "Cast":
-                for index, value in enumerate(node.inputs):
-                    if value in self._narrow:
-                        node.replace_input_with(index, self._as(value, ir.DataType.FLOAT, node))
-        for index, value in enumerate(self._graph.outputs):
-            if value in self._narrow:
-                self._widen_output(index, value)
-        return changed
-
-    def _follows(self, node: ir.Node) -> bool:
-        """Whether everything that a node moves is float16."""
-        moved = [value for value in node.inputs if value is not None and value.dtype in FLOATS]
-        return bool(moved) and all(value in self._narrow or value in self._constants for value in moved)
-
-    def _compute_in_half(self, node: ir.Node) -> int:
-        """Let a node take and give float16; 1 if that is a change."""
-        for index, value in enumerate(node.inputs):
-            if value is not None and value.dtype is ir.DataType.FLOAT:
-                node.replace_input_with(index, self._as(value, ir.DataType.FLOAT16, node))
-        wide = [value for value in node.outputs if value.dtype is ir.DataType.FLOAT]
-        for value in wide:
-            value.dtype = ir.DataType.FLOAT16
-        self._narrow.update(wide)
-        return int(bool(wide))
-
-    def _as(self, value: ir.Value, dtype: ir.DataType, reader: ir.Node) -> ir.Value:
-        """A value in another type, cast once for all its readers."""
-        if (value, dtype) not in self._cast:
-            stored, maker = value.const_value, value.producer()
-            if value in self._constants and value.is_initializer() and stored is not None and stored.size <= SCALARS:
-                cast = self._finite(value, stored)
-            elif maker is not None and maker.op_type == "DequantizeLinear" and len(value.uses()) == 1:
-                # On every run; what it gives is of the type of its scales.
-                scales = maker.inputs[1]
-                assert scales is not None, f"{maker.name} has no scales"
-                maker.replace_input_with(1, self._as(scales, dtype, maker))
-                value.dtype = dtype
-                cast = value
-            else:
-                cast = _before(reader, "Cast", [value], dtype, to=int(dtype))
-            self._cast[value, dtype] = cast
-        return self._cast[value, dtype]
-
-    def _finite(self, value: ir.Value, stored: ir.TensorProtocol) -> ir.Value:
-        """A small constant in float16, its infinities and what would become one brought to the largest number."""
-        half = np.clip(stored.numpy(), -FINITE, FINITE).astype(np.float16)
-        return _register(self._graph, ir.Tensor(half, name=f"{value.name}.float16"))
-
-    def _widen_output(self, index: int, value: ir.Value) -> None:
-        """Give an output of the graph its type back, under its name."""
-        last = value.producer()
-        assert last is not None, f"output {value.name} is not computed"
-        name = value.name
-        cast = ir.node("Cast", [value], {"to": int(ir.DataType.FLOAT)}, name=f"{name}.widened")
-        value.name = f"{name}.float16"
-        wide = cast.outputs[0]
-        wide.name, wide.shape, wide.type = name, value.shape, ir.TensorType(ir.DataType.FLOAT)
-        self._graph.append(cast)
-        self._graph.outputs[index] = wide
-
-
-def _constant_values(graph: ir.Graph) -> Iterator[ir.Value]:
-    """What is made of weights alone."""
-    known = {value for value in graph.initializers.values() if not value.is_graph_input()}
-    yield from known
-    for node in graph:
-        if all(value is None or value in known for value in node.inputs) and not _subgraphs(node):
-            known.update(node.outputs)
-            yield from node.outputs
-
-
-def _fill_in_types(node: ir.Node) -> None:
-    """Types of outputs that earlier passes left open; those are of sums and products."""
-    for value in node.outputs:
-        if value.dtype is None and (first := node.inputs[0]) is not None and first.dtype is not None:
-            value.dtype = ir.DataType.FLOAT if first.dtype in FLOATS else first.dtype
-
-
-def _before(reader: ir.Node, op_type: str, inputs: list[ir.Value], dtype: ir.DataType, **attributes: int) -> ir.Value:
-    """The result of a new node that stands before a reader of it."""
-    name = f"{inputs[0].name}.{op_type}.{dtype}"
-    node = ir.node(op_type, inputs, attributes, name=name)
-    value = node.outputs[0]
-    value.name, value.dtype = name, dtype
-    if op_type == "Cast":
-        value.shape = inputs[0].shape
-    _home(reader).insert_before(reader, node)
-    return value
-
-
-def _register(graph: ir.Graph, tensor: ir.TensorProtocol) -> ir.Value:
-    """A new initializer of the tensor's name, shape and type."""
-    shape = ir.Shape(tensor.shape.numpy())
-    value = ir.Value(name=tensor.name, shape=shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
-    graph.register_initializer(value)
-    return value
-
-
-def _home(node: ir.Node) -> ir.Graph:
-    assert isinstance(node.graph, ir.Graph), f"{node.name} belongs to no graph"
-    return node.graph
-
-
-def _subgraphs(node: ir.Node) -> bool:
-    return any(attribute.type is ir.AttributeType.GRAPH for attribute in node.attributes.values())

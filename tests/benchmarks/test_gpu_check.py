@@ -10,8 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+import pochade
 from pochade.benchmarks import card, gpu_check
 from pochade.runtime.ort import ort
+from pochade.runtime.providers import CPU
+from tests.cards import pretend
 
 HAS_CUDA = "CUDAExecutionProvider" in ort.get_available_providers()
 
@@ -45,6 +48,27 @@ def test_the_rate_of_products_is_what_a_pass_is_held_against(report: dict[str, A
     reached = speed["pass_operations"] / speed["pass_seconds"]
     assert speed["fraction"] == pytest.approx(reached / speed["product_rate"])
     assert report["peers"] is None
+
+
+def test_graphs_of_cuda_are_tried_beside(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"seed": 4, "num_inference_steps": 2}
+    card = pretend(monkeypatch, "cuda", {})
+    with pochade.load("starter") as pipe:
+        there, result = gpu_check._paint(pipe, settings)
+        found = gpu_check._captured(pipe, settings, result, there["transformer"][0])
+    assert found is not None and found["token_agreement"] == 1.0 and found["same_picture"]
+    assert found["pass_seconds"] > 0 and found["seconds"]["total"] > 0 and gpu_check._faults(found) == []
+    assert len(card.captured) == 2, "a picture, and passes by themselves"
+
+
+def test_what_is_wrong_with_graphs_of_cuda_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert gpu_check._faults({"token_agreement": 0.5}) == ["with CUDA graphs 50.0% of the tokens agree"]
+    assert gpu_check._faults({"token_agreement": None, "same_picture": True}) == []
+    pretend(monkeypatch, "cuda", {})
+    with pochade.load("starter") as pipe:
+        monkeypatch.setattr(CPU.__class__, "open", lambda *_: 1 / 0)
+        broken = gpu_check._captured(pipe, {}, None, {})  # type: ignore[arg-type]
+    assert broken is not None and "zero" in gpu_check._faults(broken)[0]
 
 
 def test_a_component_that_differs_is_a_failure() -> None:

@@ -29,6 +29,16 @@ def test_the_starter_computes_on_the_card_alone(tmp_path: Path) -> None:
     assert step["peak"] <= max(report["planned_peaks"].values())
 
 
+@pytest.mark.skipif(not HAS_CUDA or not shutil.which("cc"), reason="needs onnxruntime-gpu and a C compiler")
+def test_passes_that_are_captured_start_as_a_whole(tmp_path: Path) -> None:
+    """Nor does such a graph read memory of the host, which would be another's when it is started again."""
+    command = [sys.executable, "-m", "pochade.benchmarks.null_cuda", "starter", "--steps", "4", "--cuda-graphs"]
+    subprocess.run([*command, "--json", str(tmp_path / "out.json")], check=True)
+    first, *_, last = json.loads((tmp_path / "out.json").read_text("utf-8"))["painting"]
+    assert first["launches"] > 500 > last["launches"] > 2
+    assert not any(row["captured_copies"] or row["captured_allocations"] for row in (first, last))
+
+
 @pytest.mark.skipif(not shutil.which("cc"), reason="needs a C compiler")
 def test_the_libraries_count_what_passes_through_them(tmp_path: Path) -> None:
     """Asked directly, in a process of its own."""
@@ -48,6 +58,15 @@ assert cuda.cudaFree(pointer) == 0
 counted = card.take()
 assert (counted.peak, counted.allocated, counted.to_device, counted.to_host) == (1 << 20, 0, 100, 100)
 assert card.take().peak == 0
+graph = ctypes.c_void_p()
+cuda.cudaStreamBeginCapture(None, 0)
+cuda.cudaLaunchKernel()
+cuda.cudaMalloc(ctypes.byref(pointer), ctypes.c_size_t(100))
+cuda.cudaMemcpy(pointer, data, ctypes.c_size_t(100), 1)
+cuda.cudaStreamEndCapture(None, ctypes.byref(graph))
+cuda.cudaGraphLaunch(graph, None)
+counted = card.take()
+assert (counted.captured_copies, counted.captured_allocations, counted.launches) == (100, 1, 1)
 """
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -196,7 +196,8 @@ def test_free_zero_points_are_constant_where_their_axis_is_given(
             return options
 
         monkeypatch.setattr(ort, "SessionOptions", writing)
-        graph = opening._open(path, tmp_path, choose("cpu"), 1, True, sparing=sparing)
+        how = opening.Opening(1, {}, None, expanded=False, options=None, sparing=sparing)
+        graph = opening._open(path, tmp_path, choose("cpu"), how, True)
         found = graph.run(None, dict(grids(1, 1)[0]))[0]
         monkeypatch.setattr(ort, "SessionOptions", real)
         assert np.array_equal(found, picture(fixed))

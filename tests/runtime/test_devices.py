@@ -11,69 +11,18 @@ import pytest
 
 import pochade
 from pochade.cli import main
-from pochade.errors import DeviceUnavailableError, OutOfBudgetError
+from pochade.errors import DeviceUnavailableError, OutOfBudgetError, UsageError
 from pochade.runtime import webgpu
 from pochade.runtime.ort import ort
 from pochade.runtime.placement import CPU as CPU_PROVIDER
 from pochade.runtime.placement import Placement, judge
 from pochade.runtime.plan import ON_CPU
 from pochade.runtime.probe import FLOAT, FLOAT16
-from pochade.runtime.providers import CPU, PROVIDERS, Device, choose, fix
+from pochade.runtime.providers import PROVIDERS, Device, choose, fix
+from pochade.runtime.session import UNCAPTURED, ComponentSession
+from tests.cards import Pretended, pretend
 
 CALL: dict[str, Any] = {"width": 64, "height": 64, "num_inference_steps": 2, "guidance_scale": 4.0, "seed": 3}
-
-
-class Pretended:
-    """A session on the CPU that says it is on a card, but for some operators."""
-
-    def __init__(self, session: Any, provider: str, strays: list[str]) -> None:
-        self._session, self._provider, self._strays = session, provider, strays
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._session, name)
-
-    def get_providers(self) -> list[str]:
-        return [self._provider, CPU_PROVIDER]
-
-    def get_provider_graph_assignment_info(self) -> list[Any]:
-        parts = ((self._provider, ["MatMul", "Add"]), (CPU_PROVIDER, ["Shape", *self._strays]))
-        return [
-            SimpleNamespace(ep_name=place, get_nodes=lambda ops=ops: [SimpleNamespace(op_type=op) for op in ops])
-            for place, ops in parts
-        ]
-
-    def io_binding(self) -> Any:
-        binding = self._session.io_binding()
-        bind = binding.bind_output
-        binding.bind_output = lambda name, _device: bind(name, "cpu")
-        return binding
-
-
-class Card(Device):
-    """A card that is none, and the graphs that were opened on it."""
-
-    strays: dict[str, list[str]]
-    opened: list[str]
-    brought: list[tuple[int, ...]]
-    """Shapes of all arrays that were made values."""
-
-    def open(self, path: Path | bytes, options: Any) -> Any:
-        assert isinstance(path, Path)
-        self.opened.append(path.name)
-        return Pretended(CPU.open(path, options), self.provider, self.strays.get(path.name.split(".")[0], []))
-
-
-def pretend(monkeypatch: pytest.MonkeyPatch, name: str, strays: dict[str, list[str]], **more: Any) -> type[Card]:
-    """Let every device be a card of that name, which lacks operators of components; gives what was opened on it."""
-    Card.strays, Card.opened, Card.brought = strays, [], []
-
-    def value(array: Any, _device: str) -> Any:
-        Card.brought.append(array.shape)
-        return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
-
-    monkeypatch.setattr("pochade.runtime.loading.choose", lambda _: Card(name, required=True, **more))
-    monkeypatch.setattr("pochade.runtime.session._value", value)
-    return Card
 
 
 # WebGPU
@@ -159,8 +108,58 @@ def test_what_all_steps_read_is_brought_once(bundles: dict[str, Path], monkeypat
     with pochade.load(bundles["monetico-tiny"]) as pipe:
         pipe("a fox", **CALL | {"num_inference_steps": 5})
         context = next(spec for spec in pipe.bundle.manifest.components["condition"].outputs if spec.name == "context")
-    # Of prompt and negative prompt.
+    # Of prompt and negative prompt: one that `condition`, on the CPU, gave, once each.
     assert card.brought.count((1, *map(int, context.shape[1:]))) == 2
+
+
+# CUDA graphs
+
+
+def test_passes_of_the_transformer_are_captured_by_text(
+    bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts, real, runs = ["a fox", "a hen"], ComponentSession._run, []
+
+    def listen(session: ComponentSession, binding: Any, graph: int) -> None:
+        runs.append((session.component.name, graph))
+        real(session, binding, graph)
+
+    with pochade.load(bundles["monetico-tiny"], device="cpu") as pipe:
+        expected = pipe(prompts, **CALL)
+    card = pretend(monkeypatch, "cuda", {})
+    monkeypatch.setattr(ComponentSession, "_run", listen)
+    with pochade.load(bundles["monetico-tiny"], cuda_graphs=True) as pipe:
+        found = pipe(prompts, **CALL)
+    assert card.captured == ["transformer.gpu.onnx"]
+    # Two steps of each; both have the negative prompt in common.
+    assert [graph for name, graph in runs if name == "transformer"] == [1, 2, 1, 2, 3, 2, 3, 2]
+    # Draws are made anew by each run, so that a preview can look at them.
+    assert {graph for name, graph in runs if name != "transformer"} == {UNCAPTURED}
+    assert np.array_equal(found.tokens, expected.tokens)
+
+
+def test_a_session_on_cuda_is_told_to_capture(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Any] = []
+    monkeypatch.setattr(ort, "InferenceSession", lambda *_, providers: given.append(providers[0]))
+    for captures in (False, True):
+        Device("cuda", required=True).open(b"", ort.SessionOptions(), captures)
+    assert ["enable_cuda_graph" in options for _, options in given] == [False, True]
+
+
+@pytest.mark.parametrize("device", ["cpu", "webgpu"])
+def test_graphs_of_cuda_are_refused_elsewhere(
+    bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    if device == "webgpu":
+        pretend(monkeypatch, device, {})
+    with pytest.raises(UsageError, match=f"need device cuda, not {device}"):
+        pochade.load(bundles["monetico-tiny"], device=device, cuda_graphs=True)
+
+
+@pytest.mark.skipif("CUDAExecutionProvider" in ort.get_available_providers(), reason="the GPU flavour is installed")
+def test_graphs_of_cuda_without_a_card_are_told(bundles: dict[str, Path]) -> None:
+    with pochade.load(bundles["monetico-tiny"], cuda_graphs=True) as pipe:
+        assert pipe("a fox", **CALL).notes == ("painted on the CPU: there is no card that CUDA graphs could run on",)
 
 
 def test_attention_that_is_wrong_stays_on_the_cpu(bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:

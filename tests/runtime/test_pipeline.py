@@ -261,7 +261,7 @@ def test_session_on_another_provider_than_asked_for_is_refused(
     with pochade.load(bundles["monetico-tiny"], device="cpu") as pipeline:
         pipeline.device = dataclasses.replace(pipeline.device, name="cuda")
         monkeypatch.setattr("pochade.runtime.providers.PROVIDERS", {"cpu": "CPUExecutionProvider", "cuda": "Elsewhere"})
-        monkeypatch.setattr(type(pipeline.device), "_provider_list", lambda _: ["CPUExecutionProvider"])
+        monkeypatch.setattr(type(pipeline.device), "_provider_list", lambda *_: ["CPUExecutionProvider"])
         with pytest.raises(DeviceUnavailableError, match="runs on CPUExecutionProvider instead of Elsewhere"):
             pipeline("a red fox", **SMALL)
 

@@ -102,6 +102,9 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument("--vram", help="most memory of a card that it may take, e.g. 4G (default: no limit)")
     parser.add_argument(
+        "--cuda-graphs", action="store_true", help="on CUDA, start each pass of the transformer as a whole"
+    )
+    parser.add_argument(
         "--tiling",
         default="auto",
         choices=("auto", "on", "off"),
@@ -134,6 +137,7 @@ def run(arguments: argparse.Namespace) -> int:
     limits = {"ram": arguments.ram, "vram": arguments.vram, "tiling": arguments.tiling}
     limits["expand"] = arguments.expand
     limits["packed_cache"] = arguments.packed_cache
+    limits["cuda_graphs"] = arguments.cuda_graphs
     limits["controlnets"] = arguments.controlnet or ()
     with pochade.load(arguments.model, device=arguments.device, threads=arguments.threads, **limits) as pipe:
         for path, scale in map(_lora, arguments.lora):
