@@ -17,6 +17,10 @@ from pochade.runtime.probe import FLOAT, FLOAT16, why_not
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "webgpu": webgpu.PROVIDER}
 """Execution provider of each device name."""
 
+WIDE_SPLIT = "GatherSliceToSplitFusion"
+"""Optimizer of ONNX Runtime that makes one Split of slices. CUDA's kernel for more than 32 parts copies a table of them
+from the host on every run."""
+
 FLAVOUR = (
     'install the GPU flavour alone: pip uninstall -y onnxruntime onnxruntime-gpu; pip install "pochade[gpu]" '
     "(it needs an NVIDIA driver for CUDA 13)"
@@ -91,7 +95,11 @@ class Device:
         if self.name == "webgpu":
             return webgpu.open_on_card(model, options)
         source = model if isinstance(model, bytes) else str(model)
-        return ort.InferenceSession(source, options, providers=self._provider_list(captures))
+        # A captured graph reads what lies at the host's addresses of then, so nothing may come from there.
+        disabled = [WIDE_SPLIT] if captures else None
+        return ort.InferenceSession(
+            source, options, providers=self._provider_list(captures), disabled_optimizers=disabled
+        )
 
     def _provider_list(self, captures: bool) -> list[str | tuple[str, dict[str, str]]]:
         if self.name == "cpu":

@@ -201,25 +201,3 @@ def test_a_missing_graph_is_told(tmp_path: Path) -> None:
     (tmp_path / "starter" / "transformer.gpu.onnx").unlink()
     with pytest.raises(pochade.errors.BundleInvalidError, match=r"transformer\.gpu\.onnx' is missing"):
         Bundle.open(tmp_path / "starter")
-
-
-@pytest.mark.parametrize(("count", "parts"), [(32, 1), (33, 1 + 3), (252, 1 + 9), (37, 1)])
-def test_a_split_into_many_parts_is_two(tmp_path: Path, count: int, parts: int) -> None:
-    """CUDA's kernel takes 32 parts without a table from the host; 37 are prime."""
-    outputs = [f"y{i}" for i in range(count)]
-    nodes = [
-        helper.make_node("Split", ["x", "sizes"], outputs, axis=1),
-        helper.make_node("Concat", outputs[::-1], ["y"], axis=1),
-        helper.make_node("DynamicQuantizeMatMul", ["y", "w", "s"], ["z"], domain="com.microsoft"),
-    ]
-    constants = {"sizes": np.full(count, 2), "w": np.ones((8, 8), np.int8), "s": np.ones(8, np.float32)}
-    path = save(
-        tmp_path / "split.onnx", nodes, [port("x", [1, 2 * count, 8])], [port("z", [1, 2 * count, 8])], constants
-    )
-    made = save_gpu_graph(path, "float32")
-    assert made is not None
-    target = path.with_name(made.file)
-    assert operators(target).count("Split") == parts
-    x = normal(1, 2 * count, 8)
-    back = x.reshape(1, count, 2, 8)[:, ::-1].reshape(x.shape)
-    assert relative_error(run_plain(target, {"x": x}), back @ np.ones((8, 8), np.float32)) < 0.01

@@ -33,10 +33,6 @@ ROUNDED_ATTENTION = "RoundedAttention"
 CPU_ONLY = frozenset({"MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeLinear", "QLinearMatMul", "ConvInteger"})
 """Operators of 8-bit activations that are left once those below are replaced; a graph with one stays on the CPU."""
 
-MOST_PARTS = 32
-"""Into which CUDA's Split divides with all it has to know in the kernel's arguments. For more it copies a table from
-the host on every run, and a captured run would copy it from memory that is long gone."""
-
 BLOCK = 32
 """Block size of the fused kernel of CUDA's MatMulNBits (weights of 4 bits, float16, no zero points)."""
 
@@ -111,8 +107,6 @@ def _replace_operators(model: ir.Model) -> int:
             _rearrange_floats(node)
         elif node.op_type == "MatMulNBits" and _can_split(node):
             _split_blocks(node)
-        elif node.op_type == "Split" and (parts := _first_parts(node)):
-            _split_twice(node, parts)
         elif node.op_type == "ArgMax" and (ids := node.inputs[0]) is not None and ids.dtype is ir.DataType.INT64:
             # No card compares whole numbers for it; ids of a vocabulary are exact in float32.
             node.replace_input_with(0, before(node, "Cast", [ids], ir.DataType.FLOAT, to=int(ir.DataType.FLOAT)))
@@ -209,47 +203,6 @@ def _scaled(main: ir.Graph, codes: ir.Value, factors: list[ir.Value | None], sha
     last.name, last.shape = name, codes.shape
     main.insert_before(main[0], nodes)
     return last
-
-
-def _first_parts(split: ir.Node) -> int:
-    """Equal parts to divide into first so that neither those nor theirs are too many; 0 where one Split does."""
-    count = len(split.outputs)
-    if count <= MOST_PARTS:
-        return 0
-    if len(split.inputs) > 1 and (sizes := split.inputs[1]) is not None:
-        stored = sizes.const_value
-        if stored is None or len(set(stored.numpy().tolist())) != 1:
-            return 0
-    return next((n for n in range(2, MOST_PARTS + 1) if count % n == 0 and count // n <= MOST_PARTS), 0)
-
-
-def _split_twice(split: ir.Node, parts: int) -> None:
-    """Divide into so many parts, and each into the outputs."""
-    whole, outputs, each = split.inputs[0], list(split.outputs), len(split.outputs) // parts
-    sizes = split.inputs[1] if len(split.inputs) > 1 else None
-    axis = split.attributes.get_int("axis", 0)
-
-    def divide(value: ir.Value | None, count: int, size: int, name: str) -> ir.Node:
-        given: list[ir.Value | None] = [value]
-        attributes = {"axis": axis}
-        if sizes is None:
-            attributes["num_outputs"] = count
-        else:
-            given.append(register(home(split), ir.Tensor(np.full(count, size, np.int64), name=f"{name}.sizes")))
-        return ir.node("Split", given, attributes, name=name, num_outputs=count)
-
-    stored = None if sizes is None else sizes.const_value
-    size = 0 if stored is None else int(stored.numpy()[0])
-    first = divide(whole, parts, size * each, f"{split.name}.first")
-    nodes = [first]
-    for i, part in enumerate(first.outputs):
-        part.name, part.type = f"{first.name}.{i}", outputs[0].type
-        nodes.append(divide(part, each, size, f"{part.name}.rest"))
-        for old, new in zip(outputs[i * each :], nodes[-1].outputs, strict=False):
-            new.name, new.shape, new.type, old.name = old.name, old.shape, old.type, f"{old.name}.before"
-            old.replace_all_uses_with(new, replace_graph_outputs=True)
-    home(split).insert_before(split, nodes)
-    home(split).remove(split, safe=True)
 
 
 def _can_split(product: ir.Node) -> bool:

@@ -18,7 +18,7 @@ from pochade.runtime.placement import CPU as CPU_PROVIDER
 from pochade.runtime.placement import Placement, judge
 from pochade.runtime.plan import ON_CPU
 from pochade.runtime.probe import FLOAT, FLOAT16
-from pochade.runtime.providers import PROVIDERS, Device, choose, fix
+from pochade.runtime.providers import PROVIDERS, WIDE_SPLIT, Device, choose, fix
 from pochade.runtime.session import UNCAPTURED, ComponentSession
 from tests.cards import Pretended, pretend
 
@@ -140,10 +140,11 @@ def test_passes_of_the_transformer_are_captured_by_text(
 
 def test_a_session_on_cuda_is_told_to_capture(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[Any] = []
-    monkeypatch.setattr(ort, "InferenceSession", lambda *_, providers: given.append(providers[0]))
+    monkeypatch.setattr(ort, "InferenceSession", lambda *_, **options: given.append(options))
     for captures in (False, True):
         Device("cuda", required=True).open(b"", ort.SessionOptions(), captures)
-    assert ["enable_cuda_graph" in options for _, options in given] == [False, True]
+    assert ["enable_cuda_graph" in options["providers"][0][1] for options in given] == [False, True]
+    assert [options["disabled_optimizers"] for options in given] == [None, [WIDE_SPLIT]]
 
 
 @pytest.mark.parametrize("device", ["cpu", "webgpu"])
