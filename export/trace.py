@@ -22,6 +22,7 @@ from torch import Tensor
 
 from pochade.export.component import ComponentPlan, WeightSource
 from pochade.export.passes.fold_transpose import FoldTransposePass
+from pochade.export.passes.part_inputs import PartInputsPass
 
 OPSET = 20
 """Newest opset where every kernel used exists on CPU, CUDA and WebGPU."""
@@ -45,6 +46,7 @@ def build(plan: ComponentPlan) -> ir.Model:
         LiftConstantsToInitializersPass(lift_all_constants=True),
         IdentityEliminationPass(),
         FoldTransposePass(),
+        PartInputsPass(),
         CommonSubexpressionEliminationPass(),
         RemoveUnusedNodesPass(),
     )(model)

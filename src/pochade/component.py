@@ -15,6 +15,9 @@ FREE_AXIS = "free_zero_points"
 """The axis, of length 1, by which a graph's input tells whether zero points of convolutions may be taken for constants:
 they may where its length is given before the graph is opened (`pochade.quant.int8_conv`)."""
 
+INPUTS_FROM = ".inputs_from_"
+"""In names of weights of a linear layer that was parted by its inputs, before the first of them."""
+
 
 @dataclass(frozen=True)
 class TensorSpec:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from pochade.component import AdaptedLayer, LoraGraph
+from pochade.component import INPUTS_FROM, AdaptedLayer, LoraGraph
 
 ENDINGS = (".weight.T", ".weight")
 """Of the names that exported linear weights have, laid out (inputs, outputs) and (outputs, inputs)."""
@@ -29,8 +29,8 @@ class Site:
     """Where a graph computes a linear layer, or several side by side."""
 
     layer: AdaptedLayer
-    source: str
-    """Name of the value that it reads."""
+    sources: tuple[str, ...]
+    """Names of the values that it reads, side by side."""
     result: str
     """Name of the value that it gives, its bias added."""
     dtype: ir.DataType
@@ -63,7 +63,8 @@ def save_lora_graph(path: Path, sites: Sequence[Site]) -> LoraGraph | None:
     values = {value.name: value for value in _values(model.graph)}
     for site in sites:
         # A later layer may read this one's result, which has to be the changed one.
-        values[site.result] = _add_branch(model.graph, site, values[site.source], values[site.result])
+        sources = [values[name] for name in site.sources]
+        values[site.result] = _add_branch(model.graph, site, sources, values[site.result])
     target = path.with_name(f"{path.stem}.lora.onnx")
     ir.save(model, target)
     dtypes = {str(site.dtype.numpy()) for site in sites}
@@ -77,6 +78,8 @@ def _site(node: ir.Node, known: Mapping[str, AdaptedLayer]) -> Site | None:
     weight, source = _stored(node.inputs[1]), node.inputs[0]
     if weight is None or source is None or weight.name is None or len(weight.shape) != 2:
         return None
+    if INPUTS_FROM in weight.name:
+        return _parted_site(node, known)
     names = [_layer(part) for part in weight.name.split("+")]
     is_transposed = node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1
     inputs, width = reversed(weight.shape.numpy()) if is_transposed else weight.shape.numpy()
@@ -92,7 +95,43 @@ def _site(node: ir.Node, known: Mapping[str, AdaptedLayer]) -> Site | None:
         if isinstance(weight, ir.ExternalTensor):
             weight.release()  # or every weight of the network stays mapped until the graph goes
     assert source.name is not None and result.name is not None
-    return Site(layer, source.name, result.name, _dtype(node.inputs[1], weight))
+    return Site(layer, (source.name,), result.name, _dtype(node.inputs[1], weight))
+
+
+def _parted_site(first: ir.Node, known: Mapping[str, AdaptedLayer]) -> Site | None:
+    """A layer that was parted by its inputs (`pochade.export.passes.part_inputs`), at the product of the first ones."""
+    stored, graph = _stored(first.inputs[1]), first.graph
+    assert stored is not None and stored.name is not None and isinstance(graph, ir.Graph)
+    whole, _, start = stored.name.partition(INPUTS_FROM)
+    name = _layer(whole)
+    if start != "0" or name is None:
+        return None
+    prefix = f"{whole}{INPUTS_FROM}"
+    parts = sorted((int(key.removeprefix(prefix)), key) for key in graph.initializers if key.startswith(prefix))
+    weights, sources = [], []
+    for _, key in parts:
+        reader = _reader(graph.initializers[key])
+        weight, source = _stored(reader.inputs[1]), reader.inputs[0]
+        assert weight is not None and source is not None and source.name is not None
+        weights.append(weight)
+        sources.append(source.name)
+    total = _reader(first.outputs[0]).outputs[0]
+    layer = known.get(name)
+    if layer is None:
+        norm = sum(next(_norms(weight, [weight.shape.numpy()[1]], axis=1)) ** 2 for weight in weights) ** 0.5
+        inputs, width = sum(weight.shape.numpy()[0] for weight in weights), stored.shape.numpy()[1]
+        layer = AdaptedLayer(inputs, {name: width}, {name: float(f"{norm:.6g}")})
+        for weight in weights:
+            if isinstance(weight, ir.ExternalTensor):
+                weight.release()  # as below
+    assert total.name is not None
+    return Site(layer, tuple(sources), total.name, _dtype(first.inputs[1], stored))
+
+
+def _reader(value: ir.Value) -> ir.Node:
+    """The one node that reads a value, or what a Cast makes of it."""
+    (use,) = value.uses()
+    return _reader(use.node.outputs[0]) if use.node.op_type == "Cast" else use.node
 
 
 def _stored(value: ir.Value | None) -> ir.TensorProtocol | None:
@@ -152,7 +191,7 @@ def _values(graph: ir.Graph) -> Iterable[ir.Value]:
         yield from node.outputs
 
 
-def _add_branch(graph: ir.Graph, site: Site, source: ir.Value, result: ir.Value) -> ir.Value:
+def _add_branch(graph: ir.Graph, site: Site, sources: Sequence[ir.Value], result: ir.Value) -> ir.Value:
     """Let everything that reads a result read it with x A B added; the sum, which takes its name."""
     after, layer = result.producer(), site.layer
     assert after is not None, f"{result.name} is no computed value"
@@ -161,12 +200,14 @@ def _add_branch(graph: ir.Graph, site: Site, source: ir.Value, result: ir.Value)
     rank = f"{layer.name}.rank"
     down = _optional(graph, f"{layer.name}.lora_A", site.dtype, (layer.inputs, rank))
     up = _optional(graph, f"{layer.name}.lora_B", site.dtype, (rank, width))
+    joined = [ir.node("Concat", sources, {"axis": -1}, name=f"{layer.name}.inputs")] if len(sources) > 1 else []
+    source = joined[0].outputs[0] if joined else sources[0]
     thin = ir.node("MatMul", [source, down], name=f"{layer.name}.lora_A.product")
     wide = ir.node("MatMul", [thin.outputs[0], up], name=f"{layer.name}.lora_B.product")
     total = ir.node("Add", [result, wide.outputs[0]], name=f"{layer.name}.lora_sum")
-    for node in (thin, wide, total):
+    for node in (*joined, thin, wide, total):
         node.outputs[0].name, node.outputs[0].dtype = node.name, site.dtype
-    graph.insert_after(after, [thin, wide, total])
+    graph.insert_after(after, [*joined, thin, wide, total])
     result.replace_all_uses_with(total.outputs[0], replace_graph_outputs=True)
     total.replace_input_with(0, result)
     result.name, total.outputs[0].name = f"{result.name}.product", result.name
