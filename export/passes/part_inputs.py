@@ -9,6 +9,9 @@ import onnx_ir as ir
 
 from pochade.component import INPUTS_FROM
 
+TOKENS_RANK = 3
+"""(batch, tokens, width)"""
+
 
 class PartInputsPass(ir.passes.InPlacePass):
     """Replaces `MatMul(Concat(x, y), W)` by `MatMul(x, W of x) + MatMul(y, W of y)`, with or without a bias.
@@ -68,10 +71,12 @@ def _part(graph: ir.Graph, product: ir.Node) -> bool:
 
 
 def _widths(joined: ir.Node) -> list[int]:
-    """Lengths of what stands side by side on the last axis; nothing where that is not known."""
+    """Lengths of what stands side by side on the last axis; nothing where that is not known.
+
+    Nor for single vectors, (batch, width): a layer that is computed once for a picture is no time to spare.
+    """
     ranks = {len(value.shape) for value in joined.inputs if value is not None and value.shape is not None}
-    axis = joined.attributes.get_int("axis", 0)
-    if len(ranks) != 1 or axis not in (-1, ranks.pop() - 1):
+    if ranks != {TOKENS_RANK} or joined.attributes.get_int("axis", 0) not in (-1, TOKENS_RANK - 1):
         return []
     widths = [value.shape[-1] if value is not None and value.shape is not None else None for value in joined.inputs]
     known = [width for width in widths if isinstance(width, int)]

@@ -28,9 +28,9 @@ def graph(tmp_path: Path, bias: bool) -> tuple[Path, dict[str, np.ndarray]]:
         weights["layer.bias"] = RNG.standard_normal(5).astype(np.float32)
         nodes.append(helper.make_node("Add", ["product", "layer.bias"], ["biased"]))
     nodes.append(helper.make_node("Add", [nodes[-1].output[0]] * 2, ["y"]))
-    inputs = [port(name, ["n", width]) for name, width in zip("abc", WIDTHS, strict=True)]
-    path = save(tmp_path / "layer.onnx", nodes, inputs, [port("y", ["n", 5])], weights)
-    feeds = {name: RNG.standard_normal((3, n)).astype(np.float32) for name, n in zip("abc", WIDTHS, strict=True)}
+    inputs = [port(name, [1, "n", width]) for name, width in zip("abc", WIDTHS, strict=True)]
+    path = save(tmp_path / "layer.onnx", nodes, inputs, [port("y", [1, "n", 5])], weights)
+    feeds = {name: RNG.standard_normal((1, 3, n)).astype(np.float32) for name, n in zip("abc", WIDTHS, strict=True)}
     return path, feeds
 
 
