@@ -41,16 +41,21 @@ def cpu_model() -> str:
 
 
 def cpu_features() -> list[str]:
-    """Vector extensions that matter for speed, in the system's own words."""
+    """Vector extensions that matter for speed and that this process may use, in the system's own words."""
     if sys.platform == "linux":
-        info = _cpuinfo()
-        flags = set(f"{info.get('flags', '')} {info.get('Features', '')}".split())
-        return [name for name in _FEATURES if name in flags]
+        return [name for name in _listed() if not name.startswith("amx") or has_tiles()]
     # NumPy asks the processor itself, but it names groups of extensions rather than each one.
     import numpy
 
     extensions = (numpy.show_config(mode="dicts") or {}).get("SIMD Extensions", {})
     return [*extensions.get("baseline", []), *extensions.get("found", [])]
+
+
+def _listed() -> list[str]:
+    """Vector extensions that Linux says the processor has."""
+    info = _cpuinfo()
+    flags = set(f"{info.get('flags', '')} {info.get('Features', '')}".split())
+    return [name for name in _FEATURES if name in flags]
 
 
 def usable_cores() -> int:
@@ -138,7 +143,7 @@ def has_tiles() -> bool:
 
     The system grants them to a process that asks, which ONNX Runtime does as well.
     """
-    if sys.platform != "linux" or "amx_int8" not in cpu_features():
+    if sys.platform != "linux" or "amx_int8" not in _listed():
         return False
     return bool(ctypes.CDLL(None).syscall(ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, TILE_DATA) == 0)
 
