@@ -174,7 +174,7 @@ def test_one_forward_and_one_decode(pipe: DimoPipeline) -> None:
 def test_start_masks_exactly_60_percent(pipe: DimoPipeline) -> None:
     # The published size: 2458 of 4096 cells, whatever the seed.
     for seed in range(3):
-        tokens = pipe._start(PhiloxNoise(seed), 0, (64, 64))
+        tokens = pipe._start(PhiloxNoise(seed), (64, 64), 0)
         assert tokens.shape == (1, 64, 64) and (tokens == MASK).sum() == 2458
         kept = tokens[tokens != MASK]
         assert set(kept) == set(range(CODES))

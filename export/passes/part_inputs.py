@@ -12,6 +12,9 @@ from pochade.component import INPUTS_FROM
 TOKENS_RANK = 3
 """(batch, tokens, width)"""
 
+LEAST_SHARE = 1 / 16
+"""Of the inputs that each part must have: a product of a few of them costs more than to copy them."""
+
 
 class PartInputsPass(ir.passes.InPlacePass):
     """Replaces `MatMul(Concat(x, y), W)` by `MatMul(x, W of x) + MatMul(y, W of y)`, with or without a bias.
@@ -36,6 +39,8 @@ def _part(graph: ir.Graph, product: ir.Node) -> bool:
     if joined is None or weight is None or stored is None or len(stored.shape) != 2:
         return False
     if len(widths) < 2 or sum(widths) != stored.shape.numpy()[0] or len(joined.outputs[0].uses()) != 1:
+        return False
+    if min(widths) < LEAST_SHARE * sum(widths):
         return False
     starts = [0, *accumulate(widths)][:-1]
     products = [

@@ -31,6 +31,9 @@ GPU_TENSORS, GPU_TENSORS_EXPANDED = 7, 11
 GPU_EXPANDED = 1.15
 """Share of weights of 8 bits that is there on a card with those that are being expanded."""
 
+GPU_TEXT = 8_000_000
+"""Bytes more on a card while texts are encoded: weights of 8 bits that are expanded for their product."""
+
 
 class MemoryModel:
     """Predicts the resident set of the whole process or, on a card, what sessions allocate there; in bytes."""
@@ -71,8 +74,9 @@ class MemoryModel:
     def ways(self, work: Workload, tiling: Tiling, base: int) -> dict[str, list[Way]]:
         """Ways to run each phase, the fastest first, `base` being taken already."""
         modulation = work.steps * work.texts * self._rows * self._dim * FLOAT
+        aside = ASIDE + (GPU_TEXT if self._on_gpu else 0)
         return {
-            "text": [Way(base + self._weights("text_encoder") + ASIDE + work.adapters)],
+            "text": [Way(base + self._weights("text_encoder") + aside + work.adapters)],
             # What the session computes, gives, and what is copied of it so that the session can go.
             "condition": [Way(base + self._weights("condition") + ASIDE + 3 * modulation + work.adapters)],
             "denoise": ways_to_run(

@@ -17,9 +17,9 @@ RNG = np.random.default_rng(3)
 WIDTHS = (4, 6, 8)
 
 
-def graph(tmp_path: Path, bias: bool) -> tuple[Path, dict[str, np.ndarray]]:
+def graph(tmp_path: Path, bias: bool, widths: tuple[int, ...] = WIDTHS) -> tuple[Path, dict[str, np.ndarray]]:
     """`y = 2 * (concat(a, b, c) W + bias)`."""
-    weights = {"layer.weight.T": RNG.standard_normal((sum(WIDTHS), 5)).astype(np.float32)}
+    weights = {"layer.weight.T": RNG.standard_normal((sum(widths), 5)).astype(np.float32)}
     nodes = [
         helper.make_node("Concat", ["a", "b", "c"], ["joined"], axis=-1),
         helper.make_node("MatMul", ["joined", "layer.weight.T"], ["product"]),
@@ -28,9 +28,9 @@ def graph(tmp_path: Path, bias: bool) -> tuple[Path, dict[str, np.ndarray]]:
         weights["layer.bias"] = RNG.standard_normal(5).astype(np.float32)
         nodes.append(helper.make_node("Add", ["product", "layer.bias"], ["biased"]))
     nodes.append(helper.make_node("Add", [nodes[-1].output[0]] * 2, ["y"]))
-    inputs = [port(name, [1, "n", width]) for name, width in zip("abc", WIDTHS, strict=True)]
+    inputs = [port(name, [1, "n", width]) for name, width in zip("abc", widths, strict=True)]
     path = save(tmp_path / "layer.onnx", nodes, inputs, [port("y", [1, "n", 5])], weights)
-    feeds = {name: RNG.standard_normal((1, 3, n)).astype(np.float32) for name, n in zip("abc", WIDTHS, strict=True)}
+    feeds = {name: RNG.standard_normal((1, 3, n)).astype(np.float32) for name, n in zip("abc", widths, strict=True)}
     return path, feeds
 
 
@@ -76,3 +76,8 @@ def test_what_others_read_is_left(tmp_path: Path) -> None:
     joined = next(node for node in model.graph if node.op_type == "Concat")
     model.graph.append(ir.node("Identity", [joined.outputs[0]], name="another"))
     assert not PartInputsPass()(model).modified
+
+
+def test_a_few_inputs_are_no_part(tmp_path: Path) -> None:
+    path, _ = graph(tmp_path, True, (40, 2, 8))
+    assert not PartInputsPass()(ir.load(path)).modified
