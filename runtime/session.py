@@ -263,6 +263,7 @@ class ComponentSession:
         """Give the memory back."""
         for runs in self._bound:
             runs.release()
+        self._bound.clear()
         del self._session
         self._constants.clear()
         # What runs took from the heap of the thread they ran in.

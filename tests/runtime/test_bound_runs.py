@@ -85,4 +85,7 @@ def test_runs_that_are_bound_do_not_hold_a_closed_session() -> None:
     held = weakref.ref(session._session)
     session.close()
     assert held() is None, "its weights would stay"
-    assert runs is not None and kept.numpy().any()
+    assert kept.numpy().any()
+    whole = weakref.ref(runs)
+    del runs
+    assert whole() is None, "nor may the two hold one another until somebody collects garbage"
