@@ -91,8 +91,12 @@ class BoundRuns:
         self._session = session
         self._given = dict(inputs)
         brought = session.brought(inputs)
-        # What another device writes to is brought here for every run.
-        self._elsewhere = {name: v for name, v in inputs.items() if v is not brought[name] and not _is_array(v)}
+        # What is written to elsewhere is brought here for every run: binding copies it, once.
+        self._elsewhere = {
+            name: value
+            for name, value in inputs.items()
+            if not _is_array(value) and value.device_name() != session.home(name)
+        }
         self._kept = dict(kept)
         self._fresh = [spec.name for spec in session.component.outputs if spec.name not in kept]
         # A captured run reads and writes the same addresses for ever.
@@ -229,8 +233,11 @@ class ComponentSession:
         """
         spec = next(spec for spec in (*self.component.inputs, *self.component.outputs) if spec.name == port)
         shape = [lengths[axis] if isinstance(axis, str) else axis for axis in spec.shape]
-        home = self._homes.get(port, self.device.name)
-        return _empty(shape, spec.dtype, home)
+        return _empty(shape, spec.dtype, self.home(port))
+
+    def home(self, port: str) -> str:
+        """Name of the device where the graph reads an input or writes an output."""
+        return self._homes.get(port, self.device.name)
 
     def brought(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Inputs as values where the graph reads them; runs that are given those have nothing to bring there."""

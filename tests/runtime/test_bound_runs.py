@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import pochade
-from pochade.runtime.session import ComponentSession, Stop, put, to_array
+from pochade.runtime.session import UNCAPTURED, ComponentSession, Stop, put, to_array
 
 CELLS = 256
 """Of the starter's picture."""
@@ -89,3 +89,25 @@ def test_runs_that_are_bound_do_not_hold_a_closed_session() -> None:
     whole = weakref.ref(runs)
     del runs
     assert whole() is None, "nor may the two hold one another until somebody collects garbage"
+
+
+def test_what_lies_elsewhere_is_brought_for_every_run(
+    transformer: ComponentSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime copies a value of another device when it is bound, and what is put there later does not follow."""
+    inputs, tokens = inputs_of(transformer, 1), transformer.buffer("tokens", batch=1, height=16, width=16)
+    kept = {"features": transformer.buffer("features", batch=1, cells=CELLS)}
+    monkeypatch.setattr(transformer, "home", lambda port: "card" if port == "tokens" else "cpu")
+    runs = transformer.bind({**inputs, "tokens": tokens}, kept)
+    bound: list[str] = []
+    real = runs._binding.bind_ortvalue_input
+
+    def bind(name: str, value: Any) -> None:
+        bound.append(name)
+        real(name, value)
+
+    monkeypatch.setattr(runs._binding, "bind_ortvalue_input", bind)
+    for seed in (1, 2):
+        put(tokens, inputs_of(transformer, seed)["tokens"])
+        runs.run()
+    assert bound == ["tokens", "tokens"] and runs._graph == UNCAPTURED
