@@ -31,7 +31,6 @@ def main() -> None:
 
     try:
         options = {key: job.get(key) for key in ("device", "threads", "ram", "vram")}
-        options["cuda_graphs"] = bool(job.get("cuda_graphs"))
         with watched_card(job["device"]) as card, pochade.load(job["bundle"], **options) as pipe:
             watched = _watched(pipe) if job.get("phases") else None
             loaded = time.perf_counter()

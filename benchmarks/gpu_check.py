@@ -163,7 +163,7 @@ def examine(
         "speed": speed,
         "captured": captured,
         "peers": peers,
-        "seconds": _seconds(on_card) | {"cpu": _seconds(on_cpu)},
+        "seconds": {**on_card.timings, "cpu": dict(on_cpu.timings)},
         "failures": failures,
     }
 
@@ -229,10 +229,8 @@ def _speed(pipe: Pipeline, inputs: Mapping[str, Array], side: int) -> dict[str, 
 
 def _pass_seconds(pipe: Pipeline, inputs: Mapping[str, Array], captures: bool) -> tuple[float, Device]:
     """Median seconds of a pass of the transformer, and where it ran."""
-    session, taken = (
-        ComponentSession(pipe.bundle, "transformer", pipe.device, pipe.threads, Stop(), captures=captures),
-        [],
-    )
+    session = ComponentSession(pipe.bundle, "transformer", pipe.device, pipe.threads, Stop(), captures=captures)
+    taken = []
     with closing(session):
         kept = {name: session.detached(name, value) for name, value in session.run(inputs).items()}
         runs = session.bind(inputs, kept if session.device.on_gpu else {})
@@ -288,11 +286,6 @@ def _beside_peers(checkpoint: Path, path: Path, settings: Settings, rounds: int)
     report = Report(settings, rounds, [Case.of(path), *peer_cases(checkpoint, None, names)])
     measure(report, lambda what, done, total: print(f"{what} ({done + 1} of {total})", file=sys.stderr), lambda: None)
     return report.to_json() | {"advantages": [each.to_json() for each in advantages(report)]}
-
-
-def _seconds(result: Result) -> dict[str, float]:
-    """Of a picture and of its phases."""
-    return dict(result.timings)
 
 
 def card_memory_after(make: Callable[[], object]) -> int | None:

@@ -46,6 +46,10 @@ class Request:
         """Whether the negative prompt takes part; the released pipelines compare strictly."""
         return self.guidance_scale > 1.0
 
+    def texts_of(self, image: int) -> list[str]:
+        """What is painted and, where it takes part, what is avoided, for a pass of the network each."""
+        return [self.prompts[image], *([self.negative_prompts[image]] if self.guided else [])]
+
     @property
     def texts(self) -> list[str]:
         """Every distinct text."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from pochade.graph_edit import register
+
 
 class FoldTransposePass(ir.passes.InPlacePass):
     """Replaces a Transpose of an initializer by an initializer that is transposed when it is written.
@@ -44,6 +46,4 @@ class FoldTransposePass(ir.passes.InPlacePass):
             shape=shape,
             name=name,
         )
-        turned = ir.Value(name=name, shape=shape, type=ir.TensorType(source.dtype), const_value=tensor)
-        graph.register_initializer(turned)
-        return turned
+        return register(graph, tensor)

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from pochade.component import INPUTS_FROM
+from pochade.graph_edit import register
 
 TOKENS_RANK = 3
 """(batch, tokens, width)"""
@@ -109,6 +110,4 @@ def _rows(graph: ir.Graph, weight: ir.Value, first: int, count: int) -> ir.Value
         shape=shape,
         name=name,
     )
-    value = ir.Value(name=name, shape=shape, type=ir.TensorType(stored.dtype), const_value=tensor)
-    graph.register_initializer(value)
-    return value
+    return register(graph, tensor)

@@ -108,12 +108,10 @@ class DiffusionLoop:
         Returns:
             Latents after it, and the picture that the network saw before it, like latents.
         """
-        request = self._request
         put(self._latent, latent)
         put(self._step, np.array([step]))
-        texts = [request.prompts[image], *([request.negative_prompts[image]] if request.guided else [])]
         # Two passes of batch 1 need half the activations of one of batch 2 (docs/families.md).
-        for i, text in enumerate(texts):
+        for i, text in enumerate(self._request.texts_of(image)):
             self._predict(text, i)
         put(self._given["picture_before"], latent if picture_before is None else picture_before)
         if self._scheduler.needs_noise:

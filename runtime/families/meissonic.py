@@ -328,12 +328,8 @@ class _MaskedLoop:
         """See `DenoiseLoop.run`."""
         put(self._inputs["tokens"], tokens)
         put(self._inputs["step"], np.array([step]))
-        texts = [
-            self._request.prompts[image],
-            *([self._request.negative_prompts[image]] if self._request.guided else []),
-        ]
         # Two passes of batch 1 need half the activations of one of batch 2 (docs/families.md).
-        for i, text in enumerate(texts):
+        for i, text in enumerate(self._request.texts_of(image)):
             self._pass(text, i).run()
         cells = self._start.size
         last = step == len(self._schedule.timesteps) - 1
