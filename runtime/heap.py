@@ -16,8 +16,8 @@ have 8 or 16 MB, the sums of their products up to 19."""
 _PAD = 128 << 10
 """How much more of the heap is laid out than was asked for, as glibc has it."""
 SPARING = 8 << 20
-"""Of both where memory is short, in more time. With 20 MB a decoder held 0.09 GB more, above its plan on a processor
-without AMX."""
+"""Of both where memory is short, in more time. With 20 MB a decoder held more than was planned for it, on a processor
+without AMX (benchmarks/RESULTS.md)."""
 _SMALL = 128 << 10
 """A block that is worth looking at what else is free, when it is."""
 
@@ -27,8 +27,7 @@ def set_up_heap() -> None:
 
     glibc's threshold otherwise grows with the largest block freed, and gigabytes stay with the process. With one of a
     megabyte every strip was made of fresh pages: half of a decoder's time. A thread's heap is made of pieces of 64 MB,
-    which go back as soon as they are free whatever the threshold, unless as much is to be laid out: then decoding took
-    0.55 million fresh pages, else now as few and now 1.4 million.
+    which go back as soon as they are free whatever the threshold, unless as much is to be laid out.
     """
     _set_up(_STRIPS, KEPT, KEPT)
 
@@ -56,19 +55,22 @@ def return_memory_of_thread() -> None:
     of 1.0 GB more.
     """
     if (library := _glibc()) is not None:
-        library.mallopt(_M_TRIM_THRESHOLD, _SMALL)
-        library.mallopt(_M_TOP_PAD, _PAD)
+        _keep(library, _SMALL, _PAD)
         library.free(library.malloc(_SMALL))
-        library.mallopt(_M_TRIM_THRESHOLD, KEPT)
-        library.mallopt(_M_TOP_PAD, KEPT)
+        _keep(library, KEPT, KEPT)
 
 
 def _set_up(largest: int, kept: int, pad: int) -> None:
-    """Take blocks up to so many bytes from the heap, keep so much of it when free, and lay so much more of it out."""
+    """Take blocks up to so many bytes from the heap, and keep of it as `_keep` does."""
     if (library := _glibc()) is not None:
         library.mallopt(_M_MMAP_THRESHOLD, largest)
-        library.mallopt(_M_TRIM_THRESHOLD, kept)
-        library.mallopt(_M_TOP_PAD, pad)
+        _keep(library, kept, pad)
+
+
+def _keep(library: Any, kept: int, pad: int) -> None:
+    """Keep so many bytes of the heap when free, and lay so many more out than were asked for."""
+    library.mallopt(_M_TRIM_THRESHOLD, kept)
+    library.mallopt(_M_TOP_PAD, pad)
 
 
 @functools.cache
