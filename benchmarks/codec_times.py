@@ -27,7 +27,7 @@ from pochade.runtime.image import from_image
 from pochade.runtime.locate import resolve
 from pochade.runtime.providers import choose
 from pochade.runtime.session import ComponentSession, Stop
-from pochade.runtime.strips import strip_count
+from pochade.runtime.strips import strip_count, strip_pixels
 from pochade.sizes import read_picture_size
 
 ENCODER, DECODER = "vq_encoder", "vq_decoder"
@@ -57,16 +57,17 @@ def run(bundle: Bundle, component: str, inputs: Inputs, threads: int) -> tuple[f
 def compare(bundles: list[Bundle], width: int, height: int, rounds: int, threads: int) -> list[dict[str, Any]]:
     """A row for each bundle and component."""
     factor = int(bundles[0].manifest.scheduler["codec_factor"])
-    strips = np.array([strip_count(height // factor, width // factor, factor)])
-    shared: Inputs = {"strips": strips, "recompute": np.array(False)}
-    encoded: Inputs = shared | {"image": from_image(soft_picture(width, height))}
+    picture = from_image(soft_picture(width, height))
     seconds: dict[tuple[int, str], list[float]] = defaultdict(list)
     expected: dict[str, Inputs] = {}
     rows: dict[tuple[int, str], dict[str, Any]] = {}
     for turn in range(rounds + 1):
         for i, bundle in enumerate(bundles):
             for component in (ENCODER, DECODER):
-                inputs = encoded if component == ENCODER else shared | {"tokens": expected[ENCODER]["tokens"]}
+                pixels = strip_pixels(bundle.manifest.components[component], on_gpu=False)
+                strips = np.array([strip_count(height // factor, width // factor, factor, pixels)])
+                inputs: Inputs = {"strips": strips, "recompute": np.array(False)}
+                inputs |= {"image": picture} if component == ENCODER else {"tokens": expected[ENCODER]["tokens"]}
                 taken, outputs = run(bundle, component, inputs, threads)
                 if turn == 0:
                     difference = Difference()

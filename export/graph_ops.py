@@ -31,7 +31,7 @@ class GraphOps:
         if op_type.startswith("_"):
             raise AttributeError(op_type)
 
-        def append(*inputs: ir.Value, _outputs: int = 1, **attributes: Any) -> Any:
+        def append(*inputs: ir.Value | None, _outputs: int = 1, **attributes: Any) -> Any:
             values = self._tape.op_multi_out(op_type, inputs, attributes, num_outputs=_outputs)
             for i, value in enumerate(values):
                 value.name = f"{self._prefix}{op_type}_{len(self.nodes)}_{i}"

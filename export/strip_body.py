@@ -39,8 +39,23 @@ class Shared(Protocol):
     def ints(self, *values: int) -> ir.Value:
         """An int64 vector."""
 
-    def number(self, value: int) -> ir.Value:
-        """An int64 scalar."""
+    def neighbours(self, side: int, first: int, last: int) -> tuple[ir.Value, ir.Value]:
+        """Where to cut rows from a layer (strips, channels, rows, width), for each of its strips.
+
+        Args:
+            side: -1 for rows of the strip before it, 1 for those of the one after it; at the ends, of itself.
+            first: row of that strip.
+            last: row behind the last one.
+
+        Returns:
+            Starts and ends (strips, 2) along strips and rows, int64.
+        """
+
+    def inside(self, side: int) -> ir.Value:
+        """1 for each strip that has one on that side, 0 for the last one there, float32 (strips)."""
+
+    def floats(self, *values: float) -> ir.Value:
+        """A float32 vector."""
 
     def weight(self, name: str) -> ir.Value:
         """A weight."""
@@ -58,33 +73,39 @@ class Rows(NamedTuple):
 
 
 class Body:
-    """The graph of a Scan in the making. Its only input is the index of the strip."""
+    """The graph of a Scan in the making. Its inputs are strips of layers and whatever else is known of each strip."""
 
-    def __init__(self, owner: Shared, name: str, count: ir.Value) -> None:
+    def __init__(self, owner: Shared, name: str) -> None:
         """Begin.
 
         Args:
             owner: the graph around it.
             name: prefix of its values.
-            count: the number of strips, a scalar.
         """
         self.name, self.op = name, GraphOps(f"{name}_")
-        self._owner, self._count = owner, count
-        self._index = port(f"{name}_index", I64, ())
+        self._owner = owner
+        self._inputs: dict[ir.Value, ir.Value] = {}
+        """By what lies around the body, whose first axis is that of strips."""
+        self._strips: dict[ir.Value, ir.Value] = {}
+        """By their layers, as (1, channels, rows, width)."""
 
-    def take(self, layer: ir.Value, above: int, below: int) -> Rows:
+    @property
+    def scanned(self) -> list[ir.Value]:
+        """What the Scan slices for the inputs, in order."""
+        return list(self._inputs)
+
+    def take(self, layer: ir.Value, channels: int, above: int, below: int) -> Rows:
         """This strip of a layer (strips, channels, rows, width), with so many rows of the strips before and after it.
 
         Beyond the first and last strip they are rows of that strip; see `zeroed`.
         """
-        op, ints = self.op, self._owner.ints
-        here = op.Unsqueeze(op.Gather(layer, self._index, axis=0), ints(0))
-        before = op.Max(op.Sub(self._index, self._owner.number(1)), self._owner.number(0))
-        after = op.Min(op.Add(self._index, self._owner.number(1)), self._last())
+        if layer not in self._strips:
+            strip = self._input(layer, F32, (channels, "rows", "columns"))
+            self._strips[layer] = self.op.Unsqueeze(strip, self._owner.ints(0))
         return Rows(
-            self._rows_of(layer, before, -above, END) if above else None,
-            here,
-            self._rows_of(layer, after, 0, below) if below else None,
+            self._rows_of(layer, -1, -above, END) if above else None,
+            self._strips[layer],
+            self._rows_of(layer, 1, 0, below) if below else None,
         )
 
     def cut(self, rows: ir.Value, above: int, below: int) -> Rows:
@@ -117,16 +138,11 @@ class Body:
 
     def zeroed(self, rows: Rows) -> Rows:
         """The same, with zeros where the picture ends."""
-        op = self.op
 
-        def masked(part: ir.Value | None, inside: ir.Value) -> ir.Value | None:
-            return None if part is None else op.Mul(part, op.Cast(inside, to=int(F32)))
+        def masked(part: ir.Value | None, side: int) -> ir.Value | None:
+            return None if part is None else self.op.Mul(part, self._input(self._owner.inside(side), F32, ()))
 
-        return Rows(
-            masked(rows.above, op.Greater(self._index, self._owner.number(0))),
-            rows.here,
-            masked(rows.below, op.Less(self._index, self._last())),
-        )
+        return Rows(masked(rows.above, -1), rows.here, masked(rows.below, 1))
 
     def normalized(self, rows: Rows, parameters: Sequence[ir.Value], epsilon: float, activated: bool) -> Rows:
         """Every part normalized by scale, bias, mean and variance of its channels, and then perhaps SiLU of it."""
@@ -143,9 +159,14 @@ class Body:
 
     def doubled(self, rows: ir.Value) -> ir.Value:
         """A strip twice as large, less its first and its last row."""
-        op, ints = self.op, self._owner.ints
-        pairs = op.Expand(op.Unsqueeze(rows, ints(3, 5)), ints(1, 1, 1, 2, 1, 2))
-        doubled = op.Reshape(pairs, op.Mul(op.Shape(rows), ints(1, 1, 2, 2)))
+        doubled = self.op.Resize(
+            rows,
+            None,
+            self._owner.floats(1, 1, 2, 2),
+            mode="nearest",
+            coordinate_transformation_mode="asymmetric",
+            nearest_mode="floor",
+        )
         return self.trimmed(doubled, 1, 1)
 
     def phases(self, rows: ir.Value, weight: str, bias: ir.Value) -> ir.Value:
@@ -183,19 +204,20 @@ class Body:
         """The graph, with the shapes of its outputs."""
         for value, shape in outputs:
             value.type, value.shape = ir.TensorType(F32), ir.Shape(named(shape, self.name))
-        return ir.Graph([self._index], [value for value, _ in outputs], nodes=self.op.nodes, name=self.name)
+        inputs = list(self._inputs.values())
+        return ir.Graph(inputs, [value for value, _ in outputs], nodes=self.op.nodes, name=self.name)
 
-    def _last(self) -> ir.Value:
-        last: ir.Value = self.op.Sub(self._count, self._owner.number(1))
-        return last
+    def _input(self, scanned: ir.Value, dtype: ir.DataType, shape: tuple[int | str, ...]) -> ir.Value:
+        """What belongs to this strip; the Scan finds it without copying."""
+        if scanned not in self._inputs:
+            name = f"{self.name}_input{len(self._inputs)}"
+            self._inputs[scanned] = port(name, dtype, named(shape, name))
+        return self._inputs[scanned]
 
-    def _rows_of(self, layer: ir.Value, strip: ir.Value, start: int, end: int) -> ir.Value:
-        """Some rows of one strip, nothing else of which is copied."""
-        op, ints = self.op, self._owner.ints
-        first = op.Reshape(strip, ints(1))
-        starts = op.Concat(first, ints(start), axis=0)
-        ends = op.Concat(op.Add(first, ints(1)), ints(end), axis=0)
-        rows: ir.Value = op.Slice(layer, starts, ends, ints(0, 2))
+    def _rows_of(self, layer: ir.Value, side: int, first: int, last: int) -> ir.Value:
+        """Some rows of a strip next to this one, nothing else of which is copied."""
+        starts, ends = (self._input(value, I64, (2,)) for value in self._owner.neighbours(side, first, last))
+        rows: ir.Value = self.op.Slice(layer, starts, ends, self._owner.ints(0, 2))
         return rows
 
 

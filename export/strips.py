@@ -49,7 +49,7 @@ class Layer:
     @classmethod
     def kept(cls, value: ir.Value, channels: int, *moments: ir.Value) -> Layer:
         """A layer that is in memory."""
-        return cls(channels, lambda body, above, below: body.take(value, above, below), value, *moments)
+        return cls(channels, lambda body, above, below: body.take(value, channels, above, below), value, *moments)
 
     @property
     def parts(self) -> list[ir.Value]:
@@ -79,9 +79,11 @@ class StripGraph:
         self._groups, self._epsilon = groups, epsilon
         self._weights: dict[str, ir.Value] = {}
         self._constants: dict[str, ir.Value] = {}
-        self._count = self.op.Squeeze(self.strips, self.ints(0))
-        self._indices = self.op.Range(self.number(0), self._count, self.number(1))
-        self._indices.type, self._indices.shape = ir.TensorType(I64), ir.Shape(("strips",))
+        self._known: dict[tuple[int, ...], ir.Value] = {}
+        """What is known of each strip, (strips) and (strips, 2)."""
+        count = self.op.Squeeze(self.strips, self.ints(0))
+        self._last = self.op.Sub(count, self.number(1))
+        self._indices = self.op.Range(self.number(0), count, self.number(1))
         self._stages = self._choices = 0
 
     def ints(self, *values: int) -> ir.Value:
@@ -96,6 +98,36 @@ class StripGraph:
         if name not in self._constants:
             self._constants[name] = self._main.ints(name, values)
         return self._constants[name]
+
+    def floats(self, *values: float) -> ir.Value:
+        """A float32 vector, the same value for the same numbers."""
+        name = "x".join(f"{value:.9g}f" for value in values)
+        if name not in self._constants:
+            self._constants[name] = self._main.floats(name, values)
+        return self._constants[name]
+
+    def neighbours(self, side: int, first: int, last: int) -> tuple[ir.Value, ir.Value]:
+        """Where to cut rows of each strip's neighbours from a layer, see `strip_body.Shared`."""
+        return self._corners(side, 0, first), self._corners(side, 1, last)
+
+    def inside(self, side: int) -> ir.Value:
+        """Whether each strip has a neighbour on that side, see `strip_body.Shared`."""
+        if (side,) not in self._known:
+            op, i = self._main, self._indices
+            has_one = op.Greater(i, self.number(0)) if side < 0 else op.Less(i, self._last)
+            self._known[side,] = op.Cast(has_one, to=int(F32))
+        return self._known[side,]
+
+    def _corners(self, side: int, beyond: int, row: int) -> ir.Value:
+        """The index of each strip's neighbour, or the next one, and a row: (strips, 2), the same for the same ones."""
+        key = side, beyond, row
+        if key not in self._known:
+            op = self._main
+            moved = op.Add(self._indices, self.number(side))
+            within = op.Max(moved, self.number(0)) if side < 0 else op.Min(moved, self._last)
+            strips = op.Unsqueeze(op.Add(within, self.number(beyond)), self.ints(1))
+            self._known[key] = op.Concat(strips, op.Expand(self.ints(row), op.Shape(strips)), axis=1)
+        return self._known[key]
 
     def weight(self, name: str) -> ir.Value:
         """A weight, read when it is written to disk."""
@@ -157,11 +189,17 @@ class StripGraph:
             outputs.append((body.op.Squeeze(y, self.ints(0)), (channels, "rows", "columns")))
         if measured:
             outputs += [(value, (channels,)) for value in body.moments(y)]
-        values = self.op.Scan(self._indices, body=body.graph(outputs), num_scan_inputs=1, _outputs=len(outputs))
-        values = [values] if len(outputs) == 1 else list(values)
+        values = self._scan(body, outputs)
         for value, (_, shape) in zip(values, outputs, strict=True):
             _describe(value, shape, body.name)
         return Layer.kept(values[0], channels, *values[1:]) if keep else Layer(channels, compute, None, *values)
+
+    def _scan(self, body: Body, outputs: Sequence[tuple[ir.Value, tuple[int | str, ...]]]) -> list[ir.Value]:
+        """What a body gives of all strips."""
+        graph = body.graph(outputs)
+        scanned = body.scanned
+        values = self.op.Scan(*scanned, body=graph, num_scan_inputs=len(scanned), _outputs=len(outputs))
+        return [values] if len(outputs) == 1 else list(values)
 
     def _convolution(self, x: Layer, name: str, norm: str, resample: str, activated: bool = True) -> Reader:
         """Computes rows of the layer that a convolution of x is."""
@@ -294,7 +332,7 @@ class StripGraph:
 
     def _body(self) -> Body:
         self._stages += 1
-        return Body(self, f"stage{self._stages}", self._count)
+        return Body(self, f"stage{self._stages}")
 
     def _statistics(self, x: Layer, norm: str) -> tuple[ir.Value, ir.Value]:
         """Mean and variance of each channel's group over the whole picture, each (channels)."""

@@ -20,6 +20,7 @@ from pochade.quant import (
     int8_strips,
     nbits,
     static_int8,
+    strip_folds,
 )
 from pochade.quant.fidelity import Call
 from pochade.quant.instrument import Instrument
@@ -141,6 +142,7 @@ def quantize_component(
     ]
     attentions = attention.rewrite(model) if scheme.int8_attention else 0
     narrowed = half_layers.rewrite(model) if scheme.half_layers else 0
+    strip_folds.rewrite(model)
     model.graph.opset_imports.setdefault(MICROSOFT, 1)
     held = weight_bytes(model)
     store_in_subgraphs(model, INLINE_BYTES)

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from pochade.graph_edit import register
+from pochade.graph_edit import home, register
 from pochade.quant.int8_strips import Codes, codes_of
 from pochade.quant.surgery import graphs_around, hand_on
 
@@ -26,12 +26,12 @@ DIVISOR = 32.0
 
 COPIES = ("Identity", "Slice")
 """Operators whose result is (a part of) their first input; outside of Scans they hand on whole layers."""
-TAKES = ("Gather", "Slice")
-"""Operators by which a body takes a strip, or some rows of one."""
+TAKES = "Slice"
+"""Operator by which a body takes some rows of other strips than its own."""
 
 
 def rewrite(model: ir.Model) -> int:
-    """Narrow every float32 picture-like output of a Scan that is read strip by strip, inside of other Scans.
+    """Narrow every float32 picture-like output of a Scan that is read strip by strip, by other Scans.
 
     To be called after convolutions have become those of 8-bit numbers.
 
@@ -50,8 +50,8 @@ def rewrite(model: ir.Model) -> int:
             _narrow(scan.attributes["body"].as_graph(), index, down if codes is None else None)
         for value in layer.values:
             value.dtype = ir.DataType.FLOAT16 if codes is None else ir.DataType.UINT8
-        for reader in layer.readers:
-            _widen(reader, up, codes)
+        for strip in layer.strips:
+            _widen(strip, up, codes)
     for node in (node for layer in found for node in layer.empty):
         _convert(node)
     return sum(len(layer.scans) for layer in layers)
@@ -63,8 +63,8 @@ class _Layer:
     def __init__(self, first: ir.Value, around: Mapping[ir.Graph, ir.Node]) -> None:
         self._around = around
         self.values = [first]
-        self.readers: list[ir.Node] = []
-        """Nodes in bodies of Scans, which take a strip or some rows."""
+        self.strips: list[ir.Value] = []
+        """What bodies of Scans take of it: a strip, which is an input, or rows."""
         self.empty: list[ir.Node] = []
         """Nodes that give no strip of another layer in its stead."""
         self.can_be_narrow = True
@@ -102,8 +102,10 @@ class _Layer:
         elif not _is_scan(producer):
             self.can_be_narrow = False
         for use in value.uses():
-            if use.node.op_type in TAKES and self._owner(use.node.graph) == "Scan":
-                self.readers.append(use.node)
+            if _is_scan(use.node):
+                self.strips.append(use.node.attributes["body"].as_graph().inputs[use.idx])
+            elif use.node.op_type == TAKES and self._owner(use.node.graph) == "Scan":
+                self.strips.append(use.node.outputs[0])
             elif use.node.op_type in COPIES and use.idx == 0:
                 if not _is_empty(use.node):
                     self._add(use.node.outputs[0])
@@ -177,15 +179,13 @@ def _narrow(body: ir.Graph, index: int, down: ir.Value | None) -> None:
     body.outputs[index] = narrow
 
 
-def _widen(taken: ir.Node, up: ir.Value, codes: Codes | None) -> None:
+def _widen(strip: ir.Value, up: ir.Value, codes: Codes | None) -> None:
     """Give the readers of a strip float32; of what is cut from it, only that is widened."""
     dtype = ir.DataType.FLOAT16 if codes is None else ir.DataType.UINT8
-    last = taken
-    while (following := _only_reader(last)) is not None and following.op_type in ("Slice", "Unsqueeze"):
-        last.outputs[0].dtype = dtype
-        last = following
-    strip = last.outputs[0]
     strip.dtype = dtype
+    while (following := _only_reader(strip)) is not None and following.op_type in ("Slice", "Unsqueeze"):
+        strip = following.outputs[0]
+        strip.dtype = dtype
     if codes is None:
         nodes = _pair(f"{strip.name}.wide", strip, ("Cast", []), ("Mul", [up]), ir.DataType.FLOAT)
     else:
@@ -194,8 +194,9 @@ def _widen(taken: ir.Node, up: ir.Value, codes: Codes | None) -> None:
     wide = nodes[-1].outputs[0]
     wide.shape, wide.dtype = strip.shape, ir.DataType.FLOAT
     hand_on(strip, nodes[0], wide)
-    assert last.graph is not None, f"node {last.name} belongs to no graph"
-    last.graph.insert_after(last, nodes)
+    taken = strip.producer()
+    assert taken is not None, f"strip {strip.name} is read as it came"
+    home(taken).insert_after(taken, nodes)
 
 
 def _convert(empty: ir.Node) -> None:
@@ -213,8 +214,8 @@ def _convert(empty: ir.Node) -> None:
     empty.graph.insert_after(empty, cast)
 
 
-def _only_reader(node: ir.Node) -> ir.Node | None:
-    uses = node.outputs[0].uses()
+def _only_reader(value: ir.Value) -> ir.Node | None:
+    uses = value.uses()
     return next(iter(uses)).node if len(uses) == 1 else None
 
 

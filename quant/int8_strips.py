@@ -16,6 +16,9 @@ from pochade.quant.surgery import hand_on
 ROWS = 2
 """Axis along which strips are cut and joined."""
 
+SELECTS = ("Slice", "Resize")
+"""Operators that give some numbers of their first input, or give them repeatedly: bodies resize to the nearest."""
+
 Codes = tuple[ir.Value, ir.Value, ir.Value]
 """8-bit numbers, their scale and their zero point."""
 
@@ -54,7 +57,7 @@ def _round_once(body: ir.Graph) -> bool:
 
 
 def _round_earlier(body: ir.Graph) -> bool:
-    """Cut and join what is rounded already."""
+    """Cut, double and join what is rounded already."""
     for node in body:
         if node.op_type != "QuantizeLinear" or node.inputs[0] is None:
             continue
@@ -62,7 +65,7 @@ def _round_earlier(body: ir.Graph) -> bool:
         if moved is None or moved.graph is not body or len(moved.outputs[0].uses()) != 1:
             continue
         is_join = moved.op_type == "Concat" and moved.attributes["axis"].as_int() == ROWS
-        if not is_join and not (moved.op_type == "Slice" and _is_made_in(body, moved.inputs[0])):
+        if not is_join and not (moved.op_type in SELECTS and _is_made_in(body, moved.inputs[0])):
             continue
         steps = node.inputs[1:]
         for index in range(len(moved.inputs) if is_join else 1):

@@ -8,7 +8,7 @@ from pochade.runtime.heap import KEPT, SPARING
 from pochade.runtime.opening import takes_gpu_graph
 from pochade.runtime.pipeline import Tiling
 from pochade.runtime.plan import Way
-from pochade.runtime.strips import strip_count
+from pochade.runtime.strips import strip_count, strip_pixels
 
 ASIDE = 30_000_000
 """Bytes of what a session is beside its weights, small things, and holes in the heap."""
@@ -43,6 +43,7 @@ class CodecMemory:
         self._recomputes = any(spec.name == "recompute" for spec in decoder.inputs)
         self._recomputed = memory["per_pixel_recomputed"] if self._recomputes else self._per_pixel
         self._factor, self._on_gpu = factor, on_gpu
+        self._strip_pixels = strip_pixels(decoder, on_gpu)
 
     def ways(self, base: int, rows: int, columns: int, images: int, tiling: Tiling) -> list[Way]:
         """Ways to decode, the fastest first.
@@ -68,7 +69,7 @@ class CodecMemory:
     def _peak(self, rows: int, columns: int, images: int, tiling: Tiling, recompute: bool) -> int:
         """The decoder, open and at work, and the pictures."""
         pixels = rows * columns * self._factor**2
-        strip = pixels // (1 if tiling == "off" else strip_count(rows, columns, self._factor, self._on_gpu))
+        strip = pixels // (1 if tiling == "off" else strip_count(rows, columns, self._factor, self._strip_pixels))
         layers = (self._recomputed if recompute else self._per_pixel) * pixels
         # Recomputing is for where memory is short: then less of the heap is kept, and no tiles are multiplied.
         kept = 0 if recompute or self._on_gpu else KEPT - SPARING + TILED * self._tiled

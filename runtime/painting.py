@@ -20,7 +20,7 @@ from pochade.runtime.memory import peak_memory
 from pochade.runtime.pipeline import Pipeline, Result, Tiling
 from pochade.runtime.plan import Plan, Way, Workload
 from pochade.runtime.session import ComponentSession
-from pochade.runtime.strips import strip_count
+from pochade.runtime.strips import strip_count, strip_pixels
 
 PREVIEW_SIDE = 256
 
@@ -170,7 +170,8 @@ class PaintingPipeline(Pipeline, Generic[R]):
     def _strips(self, codec: ComponentSession, rows: int, columns: int) -> NDArray[np.int64]:
         """How many strips a codec computes in, (1), for so many cells."""
         whole = self.tiling == "off" or not codec.device.loops
-        return np.array([1 if whole else strip_count(rows, columns, self._factor, codec.device.on_gpu)])
+        pixels = strip_pixels(codec.component, codec.device.on_gpu)
+        return np.array([1 if whole else strip_count(rows, columns, self._factor, pixels)])
 
     def _settings(self, request: R) -> dict[str, Any]:
         """Every value that was used; a family adds its own."""
