@@ -66,6 +66,9 @@ def open_component(bundle: Bundle, component: Component, device: Device, how: Op
         DeviceUnavailableError: the device was asked for by name and would not compute all of it, or the processor
             cannot.
     """
+    if not device.half and (component.quantization or {}).get("half_layers"):
+        reason = f"{device.name} has no float16 on this card, and it keeps layers so"
+        return _open_on_cpu(bundle, component, how, reason)
     opened = _open_on(bundle, component, device, how)
     if not device.is_partial:
         if device.required:
@@ -79,6 +82,11 @@ def open_component(bundle: Bundle, component: Component, device: Device, how: Op
     if not reason:
         return opened
     del opened  # and its memory, before there is a second session
+    return _open_on_cpu(bundle, component, how, reason)
+
+
+def _open_on_cpu(bundle: Bundle, component: Component, how: Opening, reason: str) -> Opened:
+    """A session that was to be on a device, and why it is not."""
     note = f"{component.name} is computed on the CPU: {reason}"
     return replace(_open_on(bundle, component, CPU, how), note=note)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,8 @@ import pytest
 import pochade
 from pochade.cli import main
 from pochade.errors import DeviceUnavailableError, OutOfBudgetError, UsageError
+from pochade.quant.bundle import quantize_bundle
+from pochade.quant.scheme import SCHEMES
 from pochade.runtime import webgpu
 from pochade.runtime.ort import ort
 from pochade.runtime.placement import CPU as CPU_PROVIDER
@@ -86,6 +89,28 @@ def test_a_component_without_kernels_is_computed_on_the_cpu_and_told(
     assert found.settings["device"] == "webgpu" and found.settings["providers"] == found.providers
     assert "providers" not in expected.settings
     assert np.array_equal(found.tokens, expected.tokens)
+
+
+def test_codecs_that_keep_float16_are_computed_on_the_cpu_where_the_card_has_none(
+    small_bundles: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = quantize_bundle(small_bundles["monetico-tiny"], tmp_path / "int8", SCHEMES["int8"]).path
+    pretend(monkeypatch, "webgpu", {})
+    real = ComponentSession.__init__
+
+    def without_half(
+        session: ComponentSession, bundle: Any, name: str, device: Device, *rest: Any, **more: Any
+    ) -> None:
+        real(session, bundle, name, replace(device, half=False), *rest, **more)
+
+    monkeypatch.setattr(ComponentSession, "__init__", without_half)
+    with pochade.load(made) as pipe:
+        found = pipe("a fox", **CALL)
+    assert found.providers["vq_decoder"] == CPU_PROVIDER
+    assert found.providers["transformer"] == PROVIDERS["webgpu"]
+    assert found.notes == (
+        "vq_decoder is computed on the CPU: webgpu has no float16 on this card, and it keeps layers so",
+    )
 
 
 def test_codecs_compute_in_one_piece_where_loops_run_on_the_cpu(
