@@ -88,22 +88,21 @@ class StripGraph:
 
     def ints(self, *values: int) -> ir.Value:
         """An int64 vector, the same value for the same numbers."""
-        return self._constant("x".join(map(str, values)), values)
+        return self._constant("x".join(map(str, values)), lambda name: self._main.ints(name, values))
 
     def number(self, value: int) -> ir.Value:
         """An int64 scalar, the same value for the same number."""
-        return self._constant(f"scalar_{value}", value)
-
-    def _constant(self, name: str, values: Sequence[int] | int) -> ir.Value:
-        if name not in self._constants:
-            self._constants[name] = self._main.ints(name, values)
-        return self._constants[name]
+        return self._constant(f"scalar_{value}", lambda name: self._main.ints(name, value))
 
     def floats(self, *values: float) -> ir.Value:
         """A float32 vector, the same value for the same numbers."""
-        name = "x".join(f"{value:.9g}f" for value in values)
+        return self._constant(
+            "x".join(f"{value:.9g}f" for value in values), lambda name: self._main.floats(name, values)
+        )
+
+    def _constant(self, name: str, make: Callable[[str], ir.Value]) -> ir.Value:
         if name not in self._constants:
-            self._constants[name] = self._main.floats(name, values)
+            self._constants[name] = make(name)
         return self._constants[name]
 
     def neighbours(self, side: int, first: int, last: int) -> tuple[ir.Value, ir.Value]:

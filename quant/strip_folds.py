@@ -111,7 +111,7 @@ class _Folds:
         return False
 
     def _multiply(self, node: ir.Node, factor: float) -> None:
-        """Let the readers of what a node gives read that times a factor, or the node itself where that is 1."""
+        """Let the readers of what a node gives read that times a factor."""
         value = node.outputs[0]
         product = ir.node("Mul", [value, self._number(factor)], name=f"{value.name}.times")
         result = product.outputs[0]
@@ -181,7 +181,8 @@ def _factor(node: ir.Node) -> float | None:
     if node.op_type != "Mul" or node.inputs[1] is None or node.inputs[1].const_value is None:
         return None
     stored = node.inputs[1].const_value
-    if stored.size != 1:
+    # What takes its place is a scalar of this type.
+    if stored.dtype is not ir.DataType.FLOAT or len(stored.shape) != 0:
         return None
     number = float(stored.numpy().item())
     return number if frexp(number)[0] == SIGNIFICAND else None

@@ -9,12 +9,16 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
+import pytest
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 import pochade  # noqa: F401 - before onnxruntime is used: switches its telemetry off
+from pochade.machine import saturates
 
 Arrays = Mapping[str, NDArray[np.generic]]
+
+needs_vnni = pytest.mark.skipif(saturates(), reason="8-bit products may overflow here")
 
 
 def port(name: str, shape: Sequence[str | int] | None, kind: int = TensorProto.FLOAT) -> ValueInfoProto:

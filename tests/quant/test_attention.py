@@ -14,13 +14,12 @@ from onnx import NodeProto, helper
 from pochade.bundle import Bundle
 from pochade.errors import DeviceUnavailableError
 from pochade.gpu_graph import save_gpu_graph
-from pochade.machine import saturates
 from pochade.quant import attention
 from pochade.quant.bundle import quantize_bundle
 from pochade.quant.fidelity import open_pipeline
 from pochade.quant.scheme import SCHEMES
 from pochade.runtime import opening
-from tests.quant.graphs import port, run, save
+from tests.quant.graphs import needs_vnni, port, run, save
 
 HEADS, WIDTH = 2, 64
 TENSOR: list[str | int] = [1, "tokens", WIDTH]
@@ -29,9 +28,6 @@ ATTENTION = "MultiHeadAttention"
 
 def attend(*inputs: str, **attributes: Any) -> NodeProto:
     return helper.make_node(ATTENTION, inputs, ["y"], domain="com.microsoft", num_heads=HEADS, **attributes)
-
-
-needs_vnni = pytest.mark.skipif(saturates(), reason="8-bit products may overflow here")
 
 
 def round_graph(path: Path, node: NodeProto) -> tuple[Path, Path, int]:

@@ -20,11 +20,6 @@ from tests.quant.graphs import relative_error, session
 ROWS, COLUMNS = 6, 4
 
 
-@pytest.fixture
-def decoder(bundles: dict[str, Path]) -> Path:
-    return bundles["monetico-tiny"] / "vq_decoder.onnx"
-
-
 def scanned(model: ir.Model) -> list[ir.Value]:
     """Pictures that Scans give."""
     values = (value for node in model.graph.all_nodes() if node.op_type == "Scan" for value in node.outputs)

@@ -31,7 +31,7 @@ from pochade.runtime import opening
 from pochade.runtime.codec_memory import CodecMemory
 from pochade.runtime.ort import ort
 from pochade.runtime.providers import choose
-from tests.quant.graphs import relative_error, session
+from tests.quant.graphs import needs_vnni, relative_error, session
 
 ROWS, COLUMNS = 6, 4
 SILU_MIN = -0.2785
@@ -39,13 +39,6 @@ SILU_MIN = -0.2785
 
 ALL = replace(SCHEMES["int8"], min_elements=1, half_layers=False)
 IN_HALF = replace(ALL, half_layers=True)
-
-needs_vnni = pytest.mark.skipif(saturates(), reason="8-bit products may overflow here")
-
-
-@pytest.fixture
-def decoder(bundles: dict[str, Path]) -> Path:
-    return bundles["monetico-tiny"] / "vq_decoder.onnx"
 
 
 def grids(count: int, seed: int) -> list[Mapping[str, NDArray[np.generic]]]:

@@ -26,12 +26,10 @@ from pochade.runtime.ort import ort
 from pochade.runtime.pipeline import Pipeline, Result
 from pochade.runtime.providers import Device
 from pochade.runtime.receipt import repeat_picture
-from tests.quant.graphs import initializers, operators, relative_error, run, save_linear
+from tests.quant.graphs import initializers, needs_vnni, operators, relative_error, run, save_linear
 
 INT4 = replace(SCHEMES["int4"], rounding="rtn")
 CALL: dict[str, Any] = {"width": 64, "height": 64, "num_inference_steps": 4, "guidance_scale": 3.0, "seed": 5}
-
-needs_vnni = pytest.mark.skipif(saturates(), reason="8-bit products may overflow here")
 
 
 @pytest.fixture(scope="module")

@@ -9,29 +9,18 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
-from pochade.machine import saturates
 from pochade.quant import strip_folds
-from pochade.quant.component import quantize_component
-from tests.quant.graphs import relative_error
-from tests.quant.test_int8_conv import IN_HALF, ROWS, picture, recorded
+from tests.quant.graphs import needs_vnni, relative_error
+from tests.quant.test_int8_conv import IN_HALF, ROWS, picture, quantized, recorded
 
 WAYS = [
     {"strips": np.array([count]), "recompute": np.array(small)} for small in (False, True) for count in (1, 3, ROWS)
 ]
 
-needs_vnni = pytest.mark.skipif(saturates(), reason="8-bit products may overflow here")
-
-
-@pytest.fixture
-def decoder(bundles: dict[str, Path]) -> Path:
-    return bundles["monetico-tiny"] / "vq_decoder.onnx"
-
 
 def made(decoder: Path, folder: Path, eight_bits: bool = True) -> Path:
-    folder.mkdir()
-    target = folder / decoder.name
-    quantize_component(decoder, target, "vq_decoder", IN_HALF, None, recorded() if eight_bits else ())
-    return target
+    path, _ = quantized(decoder, folder, recorded() if eight_bits else (), IN_HALF)
+    return path
 
 
 def unfolded(decoder: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, *arguments: bool) -> Path:
