@@ -4,8 +4,8 @@
 
 A first pass is recorded and repeated, once more with ONNX Runtime telling what all products and attentions are given.
 The largest of each kind are then run by themselves. The bound is all operations at the best rate that any of their kind
-reached, and nothing else: no norms, no moving of numbers. Of a bundle with --int8-attention the attention is not
-counted, which makes its bound too low.
+reached, and nothing else: no norms, no moving of numbers. Attention that multiplies 8-bit numbers is not
+counted, which makes the bound too low.
 
 The same bound with all 8-bit products in float32, at the best rate that those reach, tells how many times as fast as a
 program in floats a pass could be at most, if both were at their bounds.

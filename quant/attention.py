@@ -4,20 +4,25 @@ Q is rounded to uint8 with one scale for the whole tensor, K and V to int8 with 
 probabilities to uint8 with a scale of its own, a 255th of its largest. A fixed 255th for all rows would lose every
 probability below 0.002, which is all of them where attention is spread over a thousand tokens.
 
-Each head is computed by itself: its scores, 5 MB for 1101 tokens, stay in the caches where those of all heads do not.
+A few heads are computed at a time: scores of all of them, 5 MB each for 1101 tokens, would leave the caches. Those of
+one leave threads little to do before they have to wait for one another, which takes long where they share no cache.
 
 The graph says it in one node of a function that the file brings along, which ONNX Runtime takes apart when it opens the
-file, and which `pochade.gpu_graph` makes the attention that it was.
+file, and which `pochade.gpu_graph` makes the attention that it was. The same is done for processors without VNNI.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
-from pochade.gpu_graph import OWN_DOMAIN, ROUNDED_ATTENTION
+from pochade.component import ATTENDED_HEADS, Component
+from pochade.gpu_graph import OWN_DOMAIN, ROUNDED_ATTENTION, restore_attention
+from pochade.graph_edit import forget_shapes
 from pochade.quant.functions import FunctionTape
 from pochade.quant.surgery import MICROSOFT
 
@@ -52,6 +57,37 @@ def rewrite(model: ir.Model) -> int:
     return len(found)
 
 
+def with_float_attention(component: Component, folder: Path) -> Component:
+    """A component with graphs of attention in float32 written beside those whose attention is rounded.
+
+    Args:
+        component: whose files lie in the folder.
+        folder: of the bundle.
+    """
+    lora = component.lora
+    if lora is not None:
+        lora = replace(lora, float_attention=save_float_attention(folder / lora.file))
+    return replace(component, float_attention=save_float_attention(folder / component.file), lora=lora)
+
+
+def save_float_attention(path: Path) -> str | None:
+    """Write a graph again with attention in float32, on the same data file.
+
+    Args:
+        path: of the graph.
+
+    Returns:
+        Name of the file beside it; None where no attention is rounded.
+    """
+    model = ir.load(path)
+    if not restore_attention(model):
+        return None
+    forget_shapes(model)
+    target = path.with_name(f"{path.stem}.float_attention.onnx")
+    ir.save(model, target)
+    return target.name
+
+
 def _is_plain(node: ir.Node) -> bool:
     """Whether a node is an attention without mask, bias and cache."""
     given = [value for value in node.inputs if value is not None]
@@ -84,15 +120,16 @@ def _function(name: str, heads: int, scale: float, opset: int) -> ir.Function:
     q, v = (ops.op("Transpose", [ops.op("Reshape", [codes, split])], BY_HEADS) for codes in (q, v))
     k = ops.op("Transpose", [ops.op("Reshape", [k, split])], {"perm": [0, 2, 3, 1]})
     q_scale = ops.op("Mul", [q_scale, ops.number(scale)])
-    parts = ([x] if heads == 1 else _split(ops, x, heads) for x in (q, k, v))
+    count = -(-heads // ATTENDED_HEADS)
+    parts = ([x] if count == 1 else _split(ops, x, count) for x in (q, k, v))
     mixed = [_attend(ops, (*part, q_scale, k_scale, v_scale, q_zero)) for part in zip(*parts, strict=True)]
-    together = mixed[0] if heads == 1 else ops.op("Concat", mixed, {"axis": 1})
+    together = mixed[0] if count == 1 else ops.op("Concat", mixed, {"axis": 1})
     joined = ops.op("Reshape", [ops.op("Transpose", [together], BY_HEADS), ops.integers(0, 0, -1)])
     return ops.function(name, given, [joined], opset, ATTRIBUTES)
 
 
 def _attend(ops: FunctionTape, given: tuple[ir.Value, ...]) -> ir.Value:
-    """Attention of one head, (images, 1, tokens, numbers).
+    """Attention of some heads, (images, heads, tokens, numbers).
 
     Args:
         ops: to add to.
@@ -111,8 +148,9 @@ def _attend(ops: FunctionTape, given: tuple[ir.Value, ...]) -> ir.Value:
     return ops.op("Mul", [mixed, ops.op("Mul", [p_scales, v_scale])])
 
 
-def _split(ops: FunctionTape, x: ir.Value, heads: int) -> Sequence[ir.Value]:
-    return ops.op_multi_out("Split", [x], {"axis": 1, "num_outputs": heads}, num_outputs=heads)
+def _split(ops: FunctionTape, x: ir.Value, count: int) -> Sequence[ir.Value]:
+    """As many heads in each as there can be, and the others in the last."""
+    return ops.op_multi_out("Split", [x], {"axis": 1, "num_outputs": count}, num_outputs=count)
 
 
 def _signed(ops: FunctionTape, value: ir.Value) -> tuple[ir.Value, ir.Value]:

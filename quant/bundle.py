@@ -16,6 +16,7 @@ from pochade.component import LoraGraph
 from pochade.errors import InputRefusedError, OutputError, UsageError
 from pochade.gpu_graph import with_gpu_graphs
 from pochade.lora_graph import find_sites, save_lora_graph
+from pochade.quant import attention
 from pochade.quant.component import ComponentReport, quantize_component
 from pochade.quant.fidelity import ENCODERS, Call, Progress
 from pochade.quant.int8_graph import with_int8_graphs
@@ -64,6 +65,7 @@ def quantize_bundle(
     """
     report = progress or (lambda *_: None)
     bundle = Bundle.open(source)
+    scheme = scheme.for_family(bundle.manifest.family)
     done = [c.name for c in bundle.manifest.components.values() if c.precision not in FLOAT_PRECISIONS]
     if done:
         raise InputRefusedError(
@@ -174,9 +176,11 @@ def _quantized(
         memory=_memory(component, result),
         lora=_lora(bundle, component, path),
         gpu=None,
+        float_attention=None,
     )
     dtype = component.gpu.dtype if component.gpu is not None else "float32"
-    return with_int8_graphs(with_gpu_graphs(quantized, folder, dtype), folder, scheme)
+    quantized = with_gpu_graphs(quantized, folder, dtype)
+    return attention.with_float_attention(with_int8_graphs(quantized, folder, scheme), folder)
 
 
 def _lora(bundle: Bundle, component: Component, path: Path) -> LoraGraph | None:

@@ -196,6 +196,10 @@ LARGE_TABLES = (r"^text_encoder_2/shared\b",)
 """Lookup tables that would be the largest weight of a bundle: 250 112 rows in mT5."""
 
 
+ROUNDED_ATTENTION_FAMILIES = frozenset({"meissonic"})
+"""Families whose attention multiplies 8-bit numbers unless the user says otherwise: those with pictures to judge by."""
+
+
 @dataclass(frozen=True)
 class Scheme:
     """How the weights of a bundle are kept."""
@@ -227,8 +231,8 @@ class Scheme:
     """Forms found by measuring, by path; they come after the user's rules and before all else."""
     smoothing: float = 0.0
     """Strength of the smoothing of inputs of `dynamic` linear layers, 0 to 1; 0 for none."""
-    int8_attention: bool = False
-    """Whether attention multiplies 8-bit numbers, see `attention`."""
+    int8_attention: bool | None = None
+    """Whether attention multiplies 8-bit numbers, see `attention`; None for as the family allows."""
     half_layers: bool = True
     """Whether codecs keep in float16 what one layer gives the next, see `half_layers`."""
     int8_codec: bool = True
@@ -312,6 +316,11 @@ class Scheme:
             embedding=resized(self.embedding),
             large_table=None if self.large_table is None else resized(self.large_table),
         )
+
+    def for_family(self, family: str) -> Scheme:
+        """The same scheme with nothing left to the model's family."""
+        wanted = family in ROUNDED_ATTENTION_FAMILIES if self.int8_attention is None else self.int8_attention
+        return replace(self, int8_attention=wanted)
 
     def keeping(self, rules: Sequence[Keep]) -> Scheme:
         """The same scheme with more of the user's rules, after those it has."""

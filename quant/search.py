@@ -131,7 +131,9 @@ class Search:
             assert self.goal.target_size is not None
             excess = size - self.goal.target_size
             if excess > 0:
-                self._budget -= excess
+                # What was chosen may be smaller than it was allowed to be.
+                predicted = self._fixed_bytes + sum(option.bytes for option in self.choice.values())
+                self._budget = min(self._budget, predicted) - excess
             return excess > 0
         assert self.goal.min_snr is not None
         wanted, missed = _noise_at(self.goal.min_snr), False

@@ -17,6 +17,7 @@ from pochade.runtime.ort import ort
 from pochade.runtime.packed import PackedWeights, packed_key
 from pochade.runtime.placement import RECORD, Placement, placement
 from pochade.runtime.providers import CPU, Device
+from pochade.runtime.rounded_attention import is_rounded
 from pochade.runtime.strips import computes_in_strips
 
 PACKED_BYTES = 100_000
@@ -93,14 +94,17 @@ def _open_on_cpu(bundle: Bundle, component: Component, how: Opening, reason: str
 
 def _open_on(bundle: Bundle, component: Component, device: Device, how: Opening) -> Opened:
     name, adapted = component.name, bool(how.adapters)
-    if not device.on_gpu and saturates() and (component.quantization or {}).get("int8_attentions"):
-        raise DeviceUnavailableError(
-            f"{name} multiplies 8-bit numbers in its attention, which needs a processor with VNNI; take a bundle "
-            "quantized without --int8-attention"
-        )
     gpu = component.variant(adapted).gpu
     usable = gpu is None or device.half or gpu.dtype != "float16"
     path = bundle.component_path(name, adapted, usable and takes_gpu_graph(component, device.on_gpu))
+    if not device.on_gpu and saturates() and is_rounded(component):
+        exact = component.variant(adapted).float_attention
+        if exact is None:
+            raise DeviceUnavailableError(
+                f"{name} multiplies 8-bit numbers in its attention, which needs a processor with VNNI; quantize "
+                "it again for a graph that others can run"
+            )
+        path = bundle.path / exact
     in_strips, constants = computes_in_strips(component), dict(how.adapters)
     if how.expanded:
         graph = component.variant(adapted).int8

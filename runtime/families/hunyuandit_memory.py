@@ -10,6 +10,7 @@ from pochade.runtime.codec_memory import ASIDE, CodecMemory
 from pochade.runtime.expanded import ways_to_run
 from pochade.runtime.pipeline import Tiling
 from pochade.runtime.plan import Way, Workload
+from pochade.runtime.rounded_attention import scores_at_a_time
 
 FLOAT = 4
 """Bytes."""
@@ -28,6 +29,9 @@ NOT_EXPANDED = ("fp32", "fp16", "int8")
 
 PREPACKED = 1.15
 """Share of their weights that block-wise products hold in an open session."""
+
+ROUNDED_SCORE = 9
+"""Bytes of each score where attention multiplies 8-bit numbers: itself, its probability, and that rounded."""
 
 ADAPTED = 5
 """The same of what an adapter adds to the hidden layer."""
@@ -141,6 +145,7 @@ class MemoryModel:
         skips, block = self._skips * joined, WORK + adapted
         # In the middle of the network all skips wait to be read, and half of the text's keys and values have been.
         computed = max(self._text + block * layer, self._text // 2 + (skips + block) * layer)
+        computed += ROUNDED_SCORE * scores_at_a_time(self._transformer, cells)
         return self._loop_weights + (self._more if expanded else 0) + computed + work.adapters
 
 

@@ -12,6 +12,7 @@ from pochade.runtime.codec_memory import ASIDE, CodecMemory
 from pochade.runtime.expanded import ways_to_run
 from pochade.runtime.pipeline import Tiling
 from pochade.runtime.plan import Way, Workload
+from pochade.runtime.rounded_attention import scores_at_a_time
 
 FLOAT = 4
 """Bytes."""
@@ -22,8 +23,9 @@ HEAD_CHUNK = 512
 HOLES = 40_000_000
 """Bytes of holes in the heap that many steps leave; 16 of them take 30 MB more than one."""
 
-ROUNDED_ATTENTION = 30_000_000
-"""Bytes of scores and of constants where attention multiplies 8-bit numbers."""
+ROUNDED_ATTENTION, ROUNDED_SCORE = 12_000_000, 4
+"""Bytes of constants where attention multiplies 8-bit numbers, and of each score; there are more while the widest
+layers are not."""
 
 GPU_TENSORS, GPU_TENSORS_EXPANDED = 7, 11
 """Layers of one cell's width that there are at a time on a card; more where products expand their weights before."""
@@ -47,7 +49,7 @@ class MemoryModel:
         outputs = {spec.name: spec.shape for spec in components["condition"].outputs}
         self._dim = int(outputs["context"][2])
         self._rows = int(outputs["modulation"][2])
-        self._rounded = bool((components["transformer"].quantization or {}).get("int8_attentions"))
+        self._text, self._patch = int(outputs["context"][1]), int(bundle.manifest.scheduler["patch"])
         self._codes = components["sampler"].num_parameters // self._dim
         self._blocks = components["transformer"].precision not in ("fp32", "fp16", "int8")
         self._expanded = int8.weights if (int8 := components["transformer"].int8) is not None else 0
@@ -101,7 +103,8 @@ class MemoryModel:
         tensors = (11.5 if self._noise else 10.5) + (7 if work.adapters else 0)
         cells = tensors * work.rows * work.columns * self._dim
         logits = 4.5 * HEAD_CHUNK * self._codes
-        attention = ROUNDED_ATTENTION if self._rounded else 0
+        scores = scores_at_a_time(self._transformer, self._text + work.rows * work.columns // self._patch**2)
+        attention = ROUNDED_ATTENTION + ROUNDED_SCORE * scores if scores else 0
         return int(weights + (cells + logits) * FLOAT + attention + HOLES + work.adapters)
 
     def _gpu_loop(self, work: Workload) -> int:

@@ -15,6 +15,9 @@ FREE_AXIS = "free_zero_points"
 """The axis, of length 1, by which a graph's input tells whether zero points of convolutions may be taken for constants:
 they may where its length is given before the graph is opened (`pochade.quant.int8_conv`)."""
 
+ATTENDED_HEADS = 4
+"""Heads of an attention of 8-bit numbers that are computed at a time (`pochade.quant.attention`)."""
+
 INPUTS_FROM = ".inputs_from_"
 """In names of weights of a linear layer that was parted by its inputs, before the first of them."""
 
@@ -83,6 +86,8 @@ class LoraGraph:
     """The same for graphics cards; None where this one is as good there."""
     int8: Int8Graph | None = None
     """The same on expanded weights; None where nothing is stored in blocks."""
+    float_attention: str | None = None
+    """File of the same with attention in float32; None where it is in this one."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,9 @@ class Component:
     """None where the first graph is as good on a graphics card, or is all there is."""
     int8: Int8Graph | None = None
     """None where nothing is stored in blocks, in what runs once, and in bundles made before."""
+    float_attention: str | None = None
+    """File of the same graph with attention in float32, for processors whose 8-bit products may overflow; None where it
+    is so in the first, and in bundles made before."""
 
     @property
     def graphs(self) -> tuple[str, ...]:
@@ -154,7 +162,8 @@ def _files(graphs: Component | LoraGraph) -> tuple[str, ...]:
     """Graph files, that of the CPU first."""
     gpu = () if graphs.gpu is None else (graphs.gpu.file,)
     int8 = () if graphs.int8 is None else (graphs.int8.file, graphs.int8.expander)
-    return (graphs.file, *gpu, *int8)
+    exact = () if graphs.float_attention is None else (graphs.float_attention,)
+    return (graphs.file, *gpu, *int8, *exact)
 
 
 def read_component(name: str, item: JsonObject) -> Component:
@@ -172,6 +181,7 @@ def read_component(name: str, item: JsonObject) -> Component:
         lora=_lora(item),
         gpu=_gpu(item),
         int8=_int8(item),
+        float_attention=_float_attention(item),
     )
 
 
@@ -191,7 +201,9 @@ def _lora(item: JsonObject) -> LoraGraph | None:
     layers = tuple(_adapted_layer(layer) for layer in lora.objects("layers"))
     for name in repeated(name for layer in layers for name in layer.outputs):
         lora.fault("layers", f"has {name!r} twice")
-    return LoraGraph(read_path(lora, "file"), _float_type(lora), layers, _gpu(lora), _int8(lora))
+    return LoraGraph(
+        read_path(lora, "file"), _float_type(lora), layers, _gpu(lora), _int8(lora), _float_attention(lora)
+    )
 
 
 def _gpu(item: JsonObject) -> GpuGraph | None:
@@ -208,6 +220,11 @@ def _int8(item: JsonObject) -> Int8Graph | None:
         return None
     int8 = JsonObject(item.take("int8", dict, {}), item.faults, f"{item.at}int8.")
     return Int8Graph(read_path(int8, "file"), read_path(int8, "expander"), int8.count("weights", least=0))
+
+
+def _float_attention(item: JsonObject) -> str | None:
+    """The file with attention in float32, where there is one."""
+    return read_path(item, "float_attention") if "float_attention" in item.values else None
 
 
 def _float_type(item: JsonObject) -> str:

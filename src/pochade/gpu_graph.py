@@ -21,7 +21,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from pochade.component import Component, GpuGraph
 from pochade.gpu_half import Narrowing, is_half
-from pochade.graph_edit import before, home, register, subgraphs
+from pochade.graph_edit import before, forget_shapes, home, register, subgraphs
 from pochade.session_memory import weight_bytes
 
 OWN_DOMAIN = "pochade"
@@ -53,19 +53,15 @@ def save_gpu_graph(path: Path, dtype: str) -> GpuGraph | None:
     model = ir.load(path)
     if any(node.op_type in CPU_ONLY for node in model.graph.all_nodes()):
         return None
-    changed = _replace_operators(model)
+    changed = restore_attention(model) + _replace_operators(model)
     if dtype == "float16" and not is_half(model.graph) and not any(subgraphs(node) for node in model.graph):
         changed += Narrowing(model.graph).apply()
     if not changed:
         return None
-    # Whatever they stood for is computed by other nodes.
-    model.functions.clear()
-    model.graph.opset_imports.pop(OWN_DOMAIN, None)
     RemoveUnusedNodesPass()(model)
     _read_from(path, model)
     target = path.with_name(f"{path.stem}.gpu.onnx")
-    for graph in model.graphs():
-        _forget_shapes(graph)
+    forget_shapes(model)
     ir.save(model, target)
     return GpuGraph(target.name, dtype, weight_bytes(model))
 
@@ -84,13 +80,15 @@ def with_gpu_graphs(component: Component, folder: Path, dtype: str) -> Component
     return replace(component, gpu=save_gpu_graph(folder / component.file, dtype), lora=lora)
 
 
-def _forget_shapes(graph: ir.Graph) -> None:
-    """Drop what ONNX Runtime infers again: a third of the file."""
-    kept = {*graph.inputs, *graph.outputs, *graph.initializers.values()}
-    for node in graph:
-        for value in node.outputs:
-            if value not in kept:
-                value.shape, value.type = None, None
+def restore_attention(model: ir.Model) -> int:
+    """Let every attention of rounded numbers be the exact one that it stands for, and say how many there were."""
+    rounded = [node for node in model.graph if node.domain == OWN_DOMAIN and node.op_type.startswith(ROUNDED_ATTENTION)]
+    for node in rounded:
+        node.domain, node.op_type = "com.microsoft", "MultiHeadAttention"
+    if rounded:
+        model.functions.clear()
+        model.graph.opset_imports.pop(OWN_DOMAIN)
+    return len(rounded)
 
 
 def _replace_operators(model: ir.Model) -> int:
@@ -99,8 +97,6 @@ def _replace_operators(model: ir.Model) -> int:
     for node in list(model.graph.all_nodes()):
         if node.op_type == "DynamicQuantizeMatMul":
             _expand(node)
-        elif node.domain == OWN_DOMAIN and node.op_type.startswith(ROUNDED_ATTENTION):
-            node.domain, node.op_type = "com.microsoft", "MultiHeadAttention"
         elif node.op_type == "QLinearConv":
             _expand_convolution(node)
         elif node.op_type == "DepthToSpace" and node.outputs[0].dtype is ir.DataType.UINT8:

@@ -33,6 +33,16 @@ def home(node: ir.Node) -> ir.Graph:
     return node.graph
 
 
+def forget_shapes(model: ir.Model) -> None:
+    """Drop what ONNX Runtime infers again: a third of the file."""
+    for graph in model.graphs():
+        kept = {*graph.inputs, *graph.outputs, *graph.initializers.values()}
+        for node in graph:
+            for value in node.outputs:
+                if value not in kept:
+                    value.shape, value.type = None, None
+
+
 def subgraphs(node: ir.Node) -> list[ir.Graph]:
     """Bodies and branches of a node."""
     return [value.as_graph() for value in node.attributes.values() if value.type is ir.AttributeType.GRAPH]

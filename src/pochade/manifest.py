@@ -90,7 +90,7 @@ class Manifest:
                 if not spec["optional"]:
                     del spec["optional"]
             for values_of in (component["lora"] or {}, component):
-                for optional in ("memory", "lora", "gpu", "int8"):
+                for optional in ("memory", "lora", "gpu", "int8", "float_attention"):
                     if values_of.get(optional, 0) is None:
                         del values_of[optional]
         if not self.more_tokenizers:

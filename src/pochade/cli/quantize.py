@@ -21,7 +21,7 @@ REFINEMENTS = (
     "block_size",
     "rounding",
     "low_rank",
-    "int8_attention",
+    "attention_products",
     "codec_products",
     "encoder_products",
     "codec_layers",
@@ -94,9 +94,11 @@ def add_scheme_options(parser: argparse.ArgumentParser) -> None:
         help="carry the rounding error of 4-bit layers in a float16 branch of N columns (default: none)",
     )
     parser.add_argument(
-        "--int8-attention",
-        action="store_true",
-        help="let attention multiply 8-bit numbers too, on processors with VNNI or ARM's dot product",
+        "--attention-products",
+        type=int,
+        choices=(8, 32),
+        help="bits of the numbers that attention multiplies, on processors with VNNI or ARM's dot product (default: 8 "
+        "for Meissonic and Monetico, with --min-snr and for other models 32)",
     )
     parser.add_argument(
         "--codec-products",
@@ -147,7 +149,7 @@ def read_scheme(arguments: argparse.Namespace) -> tuple[Scheme, dict[str, Any]] 
         return None
     from pochade.quant.scheme import SCHEMES, Keep
 
-    for name in ("codec_products", "encoder_products"):
+    for name in ("attention_products", "codec_products", "encoder_products"):
         if getattr(arguments, name) == 8 and arguments.min_snr is not None:
             raise UsageError(f"{_flag(name)} 8 and --min-snr do not go together: no search makes its error smaller")
     scheme = SCHEMES[arguments.scheme or "int4"]
@@ -163,7 +165,7 @@ def read_scheme(arguments: argparse.Namespace) -> tuple[Scheme, dict[str, Any]] 
         scheme,
         rounding=arguments.rounding or scheme.rounding,
         low_rank=scheme.low_rank if arguments.low_rank is None else arguments.low_rank,
-        int8_attention=arguments.int8_attention,
+        int8_attention=_rounds_attention(arguments),
         int8_codec=(arguments.codec_products or (8 if arguments.min_snr is None else 32)) == 8,
         int8_encoder=arguments.encoder_products == 8,
         half_layers=arguments.codec_layers != 32,
@@ -181,6 +183,13 @@ def read_scheme(arguments: argparse.Namespace) -> tuple[Scheme, dict[str, Any]] 
         size = None if arguments.target_size is None else read_bytes(arguments.target_size, "--target-size")
         options["goal"] = Goal(size, arguments.min_snr)
     return scheme.keeping(rules), options
+
+
+def _rounds_attention(arguments: argparse.Namespace) -> bool | None:
+    """Whether attention multiplies 8-bit numbers; None for as the family allows."""
+    if arguments.attention_products is None:
+        return None if arguments.min_snr is None else False
+    return bool(arguments.attention_products == 8)
 
 
 def _flag(name: str) -> str:
