@@ -22,7 +22,7 @@ from pochade.runtime.locate import resolve
 
 def variants() -> Iterator[tuple[str, Scheme]]:
     """What is compared, with a name for each."""
-    four, eight = SCHEMES["int4"], SCHEMES["int8"]
+    four, eight = (replace(SCHEMES[name], int8_attention=False) for name in ("int4", "int8"))
     for method in ("rtn", "search", "hqq", "gptq"):
         yield f"int4 {method}", replace(four, rounding=method)
     for rank in (16, 32):

@@ -27,14 +27,14 @@ EXPANDED = 2
 NOT_EXPANDED = ("fp32", "fp16", "int8")
 """Precisions whose weights an open session holds once, and in the form that `memory` counts."""
 
-PREPACKED = 1.15
-"""Share of their weights that block-wise products hold in an open session."""
-
 ROUNDED_SCORE = 9
 """Bytes of each score where attention multiplies 8-bit numbers: itself, its probability, and that rounded."""
 
+PREPACKED = 1.15
+"""Share of their weights that block-wise products hold in an open session."""
+
 ADAPTED = 5
-"""The same of what an adapter adds to the hidden layer."""
+"""Layers of one cell's width more where an adapter changes the hidden layer."""
 
 
 GPU_WORK, GPU_WORK_EXPANDED = 28, 38
