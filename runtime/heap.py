@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import functools
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +19,8 @@ _PAD = 128 << 10
 SPARING = 8 << 20
 """Of both where memory is short, in more time. With 20 MB a decoder held more than was planned for it, on a processor
 without AMX (benchmarks/RESULTS.md)."""
+_keeping = [_PAD, _PAD]
+"""What is kept, and laid out beforehand, at present."""
 _SMALL = 128 << 10
 """A block that is worth looking at what else is free, when it is."""
 
@@ -48,20 +51,42 @@ def return_freed_memory() -> None:
         library.malloc_trim(0)
 
 
-def return_memory_of_thread() -> None:
-    """Give the free end of this thread's own heap back to the system, which `return_freed_memory` leaves.
+def return_memory_of_ended(threads: int) -> None:
+    """Give the free ends of heaps whose threads have ended back to the system, which `return_freed_memory` leaves.
 
     Every thread has a heap of its own, and one heap for all of them would break into holes: decoding 1024x1024 took 0.3
-    of 1.0 GB more.
+    of 1.0 GB more. It outlives its thread, and the next one that starts takes it over; so as many are started.
+
+    Args:
+        threads: that have ended.
     """
-    if (library := _glibc()) is not None:
-        _keep(library, _SMALL, _PAD)
-        library.free(library.malloc(_SMALL))
-        _keep(library, KEPT, KEPT)
+    if (library := _glibc()) is None:
+        return
+    together = threading.Barrier(threads)
+
+    def release() -> None:
+        block = library.malloc(_SMALL)
+        # One that ended before another started would leave it the same heap. Where threads are short, some is left.
+        with contextlib.suppress(threading.BrokenBarrierError):
+            together.wait(timeout=1)
+        library.free(block)
+
+    _keep(library, _SMALL, _PAD)
+    started = [threading.Thread(target=release) for _ in range(threads)]
+    try:
+        for thread in started:
+            thread.start()
+    except RuntimeError:  # the system allows no more
+        together.abort()
+    for thread in started:
+        if thread.ident is not None:
+            thread.join()
+    _keep(library, *_keeping)
 
 
 def _set_up(largest: int, kept: int, pad: int) -> None:
     """Take blocks up to so many bytes from the heap, and keep of it as `_keep` does."""
+    _keeping[:] = kept, pad
     if (library := _glibc()) is not None:
         library.mallopt(_M_MMAP_THRESHOLD, largest)
         _keep(library, kept, pad)

@@ -21,7 +21,7 @@ from pochade.errors import BundleInvalidError, UsageError
 from pochade.machine import usable_cores
 from pochade.runtime.arguments import check_number
 from pochade.runtime.expanded import Expand
-from pochade.runtime.heap import return_freed_memory
+from pochade.runtime.heap import return_freed_memory, return_memory_of_ended
 from pochade.runtime.lora import Lora, LoraNames, open_lora, stacked
 from pochade.runtime.memory import BARE_PROCESS, resident_memory
 from pochade.runtime.packed import PackedWeights
@@ -34,6 +34,9 @@ Tiling = Literal["auto", "on", "off"]
 `auto` if the limit of memory asks for that; `off` the whole picture at once. All paint the same picture, up to the
 rounding of what quantized codecs keep in float16."""
 
+
+OPEN_AT_ONCE = 4
+"""Sessions that a call has open at the same time, at most: transformer, sampler, a ControlNet, a preview's decoder."""
 
 MAX_SCALE = 1000.0
 """Of an adapter; far beyond what leaves a picture."""
@@ -256,6 +259,8 @@ class Pipeline(ABC):
         self._closed = True
         self._stop.request()
         return_freed_memory()
+        # Of sessions that were open at the same time each left heaps, which still held what another one read.
+        return_memory_of_ended(OPEN_AT_ONCE * self.threads)
 
     def __enter__(self) -> Self:
         return self

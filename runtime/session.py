@@ -179,7 +179,7 @@ class ComponentSession:
         self.component = bundle.manifest.components[name]
         self._stop = stop
         self._sparing = sparing
-        self._captures = captures
+        self._captures, self._threads = captures, threads
         self._bound: list[BoundRuns] = []
         self._observer = observer
         self._times = ComponentTimes() if times is None else times
@@ -273,9 +273,9 @@ class ComponentSession:
         self._bound.clear()
         del self._session
         self._constants.clear()
-        # What runs took from the heap of the thread they ran in.
-        self._runner.submit(heap.return_memory_of_thread)
         self._runner.shutdown(wait=True)
+        # The one that runs block, and those beside it.
+        heap.return_memory_of_ended(self._threads)
 
     def binding(self, inputs: Mapping[str, Any]) -> Any:
         """ONNX Runtime's binding of inputs as values, what is the same in every run among them."""

@@ -65,7 +65,7 @@ def resident():
 
 kept = []
 for cycle in range(11):
-    with pochade.load("starter", device="cpu", threads=1) as pipe:
+    with pochade.load("starter", device="cpu") as pipe:
         kept += list(pipe.stream("a large red star", seed=cycle, num_inference_steps=2))
     print(resident())
 """
@@ -78,3 +78,48 @@ def test_memory_returns_ten_times_in_a_row() -> None:
     first, *later = map(float, done.stdout.split())
     assert len(later) == 10
     assert max(later) - first < 30, (first, later)
+
+
+ENDED = """
+import ctypes, threading
+from pochade.runtime import heap
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096 / 1e6
+
+def work():
+    library = heap._glibc()
+    blocks = [library.malloc(1 << 20) for _ in range(40)]
+    for block in blocks:
+        ctypes.memset(block, 1, 1 << 20)
+    together.wait()
+    for block in blocks:
+        library.free(block)
+
+heap.set_up_heap()
+if heap._glibc() is None:
+    raise SystemExit("another C library")
+heap.return_memory_of_ended(3)
+together = threading.Barrier(3)
+before = resident()
+threads = [threading.Thread(target=work) for _ in range(3)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(before, resident())
+heap.return_memory_of_ended(3)
+print(resident())
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the system does not tell a process's memory there")
+def test_heaps_of_threads_that_ended_are_given_back() -> None:
+    done = subprocess.run([sys.executable, "-c", ENDED], capture_output=True, text=True, timeout=60, check=False)
+    if "another C library" in done.stderr:
+        pytest.skip("glibc alone keeps heaps")
+    before, kept, after = map(float, done.stdout.split())
+    # Without it this test would test nothing.
+    assert kept - before > 80, done.stderr
+    assert after - before < 10
