@@ -2,8 +2,8 @@
 
     python -m pochade.benchmarks.closed_memory BUNDLE [--size 256x256] [--times 10] [--json FILE]
 
-In one process, Linux alone: the starter paints first, so that all libraries are there. Then the bundle is loaded, paints
-one step, and is closed, so many times. Tells the resident set beside what it was before the first time, in MB.
+In one process, Linux alone: the starter paints first, so that all libraries are there. Then the bundle is loaded,
+paints one step, and is closed, so many times. Tells the resident set beside what it was before the first time, in MB.
 """
 
 from __future__ import annotations

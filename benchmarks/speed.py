@@ -264,6 +264,8 @@ def read_report(path: Path) -> dict[str, Any]:
 def measure(report: Report, progress: Progress, save: Callable[[], None]) -> None:
     """Fill in the missing rounds; every bundle once in each, so that a slow minute of the machine hits all alike.
 
+    Each round begins with another one: the first comes after whatever ran last, which may have taken the files' cache.
+
     Args:
         report: with the runs there are.
         progress: told before every run.
@@ -273,7 +275,8 @@ def measure(report: Report, progress: Progress, save: Callable[[], None]) -> Non
         PochadeError: a child could not do it.
     """
     for turn in range(report.rounds + 1):
-        for i, case in enumerate(report.cases):
+        first = turn % len(report.cases)
+        for i, case in enumerate(report.cases[first:] + report.cases[:first]):
             if len(case.runs) > turn:
                 continue
             progress(f"measuring {case.name}", turn * len(report.cases) + i, (report.rounds + 1) * len(report.cases))

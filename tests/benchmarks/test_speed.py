@@ -115,13 +115,13 @@ def test_bundles_take_turns_and_runs_are_kept(monkeypatch: pytest.MonkeyPatch, t
     report.cases[1].digest = "other"
     with pytest.raises(KeyboardInterrupt):
         measure(report, lambda *_: None, lambda: report.save(path))
-    assert asked == [("a", True), ("b", True), ("a", False), ("b", False)]
+    assert asked == [("a", True), ("b", True), ("b", False), ("a", False)]
     again = Report(SETTINGS, 2, [case(name="a"), case(name="b")])
     again.cases[1].digest = "other"
     again.resume(path)
-    assert [len(each.runs) for each in again.cases] == [2, 1]
+    assert [len(each.runs) for each in again.cases] == [1, 2]
     measure(again, lambda *_: None, lambda: None)
-    assert asked[4:] == [("b", False), ("a", False), ("b", False)]
+    assert asked[4:] == [("a", False), ("a", False), ("b", False)]
 
 
 def test_another_measurement_is_not_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
