@@ -18,6 +18,7 @@ from pochade.quant.component import quantize_component
 from pochade.quant.rtn import unpack_blocks
 from pochade.quant.scheme import DYNAMIC, FLOAT, SCHEMES, Scheme, Use, blocks
 from tests import hunyuan
+from tests.quant.graphs import needs_vnni
 
 COMPONENTS = ("condition", "transformer")
 HEIGHT, WIDTH = 8, 12
@@ -81,11 +82,21 @@ def test_int4_computes_what_its_weights_say(version: str, hunyuan_graphs: dict[s
     torch.testing.assert_close(prediction, modules["transformer"](*inputs.values()), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize(("scheme", "least"), [("int8", 34.0), ("int4", 19.0)])
-def test_quantized_step_stays_close(scheme: str, least: float, hunyuan_graphs: dict[str, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("scheme", "int8_attention", "least"),
+    [("int8", False, 34.0), ("int4", False, 19.0), pytest.param("int8", True, 33.0, marks=needs_vnni)],
+)
+def test_quantized_step_stays_close(
+    scheme: str, int8_attention: bool, least: float, hunyuan_graphs: dict[str, Path], tmp_path: Path
+) -> None:
     """In dB, on random weights rounded to nearest: sane, not good."""
     graphs = hunyuan_graphs["v1.2"]
-    folder = quantized(graphs, tmp_path, replace(SCHEMES[scheme], rounding="rtn"))
+    folder = quantized(graphs, tmp_path, replace(SCHEMES[scheme], rounding="rtn", int8_attention=int8_attention))
+    exact_kind, rounded_kind = "MultiHeadAttention", "RoundedAttention"
+    kept = [node.op_type for node in nodes(graphs / "transformer.onnx") if node.op_type == exact_kind]
+    attentions = [node.op_type for node in nodes(folder / "transformer.onnx") if "Attention" in node.op_type]
+    kind = rounded_kind if int8_attention else exact_kind
+    assert kept and len(attentions) == len(kept) and all(each.startswith(kind) for each in attentions)
     results = []
     for source in (graphs, folder):
         condition = hunyuan.run(source / "condition.onnx", hunyuan.condition_inputs("v1.2"))
