@@ -273,8 +273,9 @@ class ComponentSession:
         self._bound.clear()
         del self._session
         self._constants.clear()
+        self._runner.submit(heap.return_memory_of_thread)
         self._runner.shutdown(wait=True)
-        # The one that runs block, and those beside it.
+        # Of those that ONNX Runtime had beside it.
         heap.return_memory_of_ended(self._threads)
 
     def binding(self, inputs: Mapping[str, Any]) -> Any:

@@ -81,7 +81,7 @@ def test_memory_returns_ten_times_in_a_row() -> None:
 
 
 ENDED = """
-import ctypes, threading
+import ctypes, os, threading, time
 from pochade.runtime import heap
 
 def resident():
@@ -101,13 +101,17 @@ heap.set_up_heap()
 if heap._glibc() is None:
     raise SystemExit("another C library")
 heap.return_memory_of_ended(3)
+time.sleep(0.1)
 together = threading.Barrier(3)
+alive = len(os.listdir("/proc/self/task"))
 before = resident()
 threads = [threading.Thread(target=work) for _ in range(3)]
 for thread in threads:
     thread.start()
 for thread in threads:
     thread.join()
+while len(os.listdir("/proc/self/task")) > alive:
+    time.sleep(0.01)  # joined, and not ended yet
 print(before, resident())
 heap.return_memory_of_ended(3)
 print(resident())
