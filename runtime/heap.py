@@ -63,7 +63,7 @@ def return_memory_of_thread() -> None:
 
 
 def return_memory_of_ended(threads: int) -> None:
-    """Give the free ends of heaps whose threads have ended back to the system, as `return_memory_of_thread` does.
+    """Do what `return_freed_memory` does, and give back the free ends of heaps whose threads have ended.
 
     Every thread has a heap of its own, and one heap for all of them would break into holes: decoding 1024x1024 took 0.3
     of 1.0 GB more. It outlives its thread, and the next one that starts takes it over; so as many are started.

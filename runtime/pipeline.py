@@ -258,7 +258,6 @@ class Pipeline(ABC):
         """End the pipeline and give its memory back; a call under way is cancelled."""
         self._closed = True
         self._stop.request()
-        return_freed_memory()
         # Of sessions that were open at the same time each left heaps, which still held what another one read.
         return_memory_of_ended(OPEN_AT_ONCE * self.threads)
 
