@@ -9,28 +9,23 @@ paints one step, and is closed, so many times. Tells the resident set beside wha
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 import pochade
 from pochade.benchmarks.machine_card import write_report
+from pochade.runtime.memory import resident_memory
 from pochade.sizes import read_picture_size
-
-
-def resident() -> int:
-    """Bytes of memory that this process holds now."""
-    return int(Path("/proc/self/statm").read_text("ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def measure(bundle: str, width: int, height: int, times: int) -> list[int]:
     """Bytes after each time, beside those before the first."""
     with pochade.load("starter", device="cpu") as pipe:
         pipe("a large red star", num_inference_steps=1)
-    before, found = resident(), []
+    before, found = resident_memory() or 0, []
     for seed in range(times):
         with pochade.load(bundle, device="cpu") as pipe:
             pipe("a red fox in the snow", num_inference_steps=1, width=width, height=height, seed=seed)
-        found.append(resident() - before)
+        found.append((resident_memory() or 0) - before)
     return found
 
 

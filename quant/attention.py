@@ -14,13 +14,12 @@ file, and which `pochade.gpu_graph` makes the attention that it was. The same is
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
-from pochade.component import ATTENDED_HEADS, Component
+from pochade.component import ATTENDED_HEADS, Component, with_graphs
 from pochade.gpu_graph import OWN_DOMAIN, ROUNDED_ATTENTION, restore_attention
 from pochade.graph_edit import forget_shapes
 from pochade.quant.functions import FunctionTape
@@ -64,10 +63,7 @@ def with_float_attention(component: Component, folder: Path) -> Component:
         component: whose files lie in the folder.
         folder: of the bundle.
     """
-    lora = component.lora
-    if lora is not None:
-        lora = replace(lora, float_attention=save_float_attention(folder / lora.file))
-    return replace(component, float_attention=save_float_attention(folder / component.file), lora=lora)
+    return with_graphs(component, "float_attention", lambda file: save_float_attention(folder / file))
 
 
 def save_float_attention(path: Path) -> str | None:

@@ -11,14 +11,13 @@ holds them twice while it does. Inputs it lays out piece by piece as it multipli
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from pochade.component import Component, Int8Graph
+from pochade.component import Component, Int8Graph, with_graphs
 from pochade.gpu_graph import OWN_DOMAIN
 from pochade.graph_edit import register
 from pochade.quant import dynamic_int8, nbits
@@ -48,10 +47,7 @@ def with_int8_graphs(component: Component, folder: Path, scheme: Scheme) -> Comp
     def can_round(weight: str) -> bool:
         return not scheme.is_spiky(f"{component.name}/{weight}")
 
-    lora = component.lora
-    if lora is not None:
-        lora = replace(lora, int8=save_int8_graph(folder / lora.file, can_round))
-    return replace(component, int8=save_int8_graph(folder / component.file, can_round), lora=lora)
+    return with_graphs(component, "int8", lambda file: save_int8_graph(folder / file, can_round))
 
 
 def save_int8_graph(path: Path, can_round: Callable[[str], bool] = lambda _: True) -> Int8Graph | None:

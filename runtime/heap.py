@@ -57,9 +57,8 @@ def return_memory_of_thread() -> None:
     To be called in a thread of Python's before it ends: its heap may be its own still when it has been joined.
     """
     if (library := _glibc()) is not None:
-        _keep(library, _SMALL, _PAD)
-        library.free(library.malloc(_SMALL))
-        _keep(library, *_keeping)
+        with _letting_go(library):
+            library.free(library.malloc(_SMALL))
 
 
 def return_memory_of_ended(threads: int) -> None:
@@ -84,17 +83,26 @@ def return_memory_of_ended(threads: int) -> None:
 
     # Small blocks at a heap's end that are free, and not joined to what lies before them, would keep it all.
     library.malloc_trim(0)
-    _keep(library, _SMALL, _PAD)
     started = [threading.Thread(target=release) for _ in range(threads)]
-    try:
+    with _letting_go(library):
+        try:
+            for thread in started:
+                thread.start()
+        except RuntimeError:  # the system allows no more
+            together.abort()
         for thread in started:
-            thread.start()
-    except RuntimeError:  # the system allows no more
-        together.abort()
-    for thread in started:
-        if thread.ident is not None:
-            thread.join()
-    _keep(library, *_keeping)
+            if thread.ident is not None:
+                thread.join()
+
+
+@contextlib.contextmanager
+def _letting_go(library: Any) -> Iterator[None]:
+    """Let blocks of `_SMALL` that are freed give back all that is free at the end of their heap."""
+    _keep(library, _SMALL, _PAD)
+    try:
+        yield
+    finally:
+        _keep(library, *_keeping)
 
 
 def _set_up(largest: int, kept: int, pad: int) -> None:

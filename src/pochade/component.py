@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pochade.bundle_paths import folder_prefix, read_path, read_paths, repeated
@@ -156,6 +156,20 @@ class Component:
         """
         chosen = self.variant(adapted)
         return chosen.gpu.file if on_gpu and chosen.gpu is not None else chosen.file
+
+
+def with_graphs(component: Component, kind: str, save: Callable[[str], Any]) -> Component:
+    """A component with other graphs of one kind written beside its own and beside that which takes low-rank changes.
+
+    Args:
+        component: whose graphs they are made from.
+        kind: `gpu`, `int8` or `float_attention`.
+        save: given the file of a graph writes the other, and gives what is said about it, None where there is none.
+    """
+    lora = component.lora
+    if lora is not None:
+        lora = replace(lora, **{kind: save(lora.file)})
+    return replace(component, **{kind: save(component.file)}, lora=lora)
 
 
 def _files(graphs: Component | LoraGraph) -> tuple[str, ...]:

@@ -12,14 +12,13 @@ no data: a file of operators beside the first.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from pochade.component import Component, GpuGraph
+from pochade.component import Component, GpuGraph, with_graphs
 from pochade.gpu_half import Narrowing, is_half
 from pochade.graph_edit import before, forget_shapes, home, register, subgraphs
 from pochade.session_memory import weight_bytes
@@ -74,10 +73,7 @@ def with_gpu_graphs(component: Component, folder: Path, dtype: str) -> Component
         folder: of the bundle.
         dtype: see `save_gpu_graph`.
     """
-    lora = component.lora
-    if lora is not None:
-        lora = replace(lora, gpu=save_gpu_graph(folder / lora.file, dtype))
-    return replace(component, gpu=save_gpu_graph(folder / component.file, dtype), lora=lora)
+    return with_graphs(component, "gpu", lambda file: save_gpu_graph(folder / file, dtype))
 
 
 def restore_attention(model: ir.Model) -> int:
