@@ -27,6 +27,12 @@ from pochade.quant.surgery import MICROSOFT
 
 OPERATOR = "MultiHeadAttention"
 ATTRIBUTES = {"num_heads": ir.AttributeType.INT, "scale": ir.AttributeType.FLOAT}
+BLOCKS_OPSET = 21
+"""Of ONNX, in which QuantizeLinear first had blocks. Its other operators here only gained types since opset 20."""
+
+ROW = 1 << 20
+"""Numbers of a block that has one scale: more than any row of probabilities."""
+
 BY_HEADS = {"perm": [0, 2, 1, 3]}
 """Between (images, tokens, heads, numbers) and (images, heads, tokens, numbers)."""
 
@@ -38,6 +44,7 @@ def rewrite(model: ir.Model) -> int:
         How many there were.
     """
     found = [node for node in model.graph if _is_plain(node)]
+    opset = max(model.graph.opset_imports[""], BLOCKS_OPSET)
     functions: dict[tuple[int, float], ir.Function] = {}
     for node in found:
         heads = node.attributes["num_heads"].as_int()
@@ -45,14 +52,14 @@ def rewrite(model: ir.Model) -> int:
         assert width is not None
         scale = node.attributes.get_float("scale", 0.0) or (width / heads) ** -0.5
         name = f"{ROUNDED_ATTENTION}{len(functions) + 1}"
-        function = functions.get((heads, scale)) or _function(name, heads, scale, model.graph.opset_imports[""])
+        function = functions.get((heads, scale)) or _function(name, heads, scale, opset)
         functions[heads, scale] = function
         node.domain, node.op_type, node.version = OWN_DOMAIN, function.name, None
         node.attributes.add(ir.AttrFloat32("scale", scale))
         node.resize_inputs(3)
     for function in functions.values():
         model.functions[function.identifier()] = function
-        model.graph.opset_imports[OWN_DOMAIN] = 1
+        model.graph.opset_imports.update({OWN_DOMAIN: 1, "": opset})
     return len(found)
 
 
@@ -136,10 +143,9 @@ def _attend(ops: FunctionTape, given: tuple[ir.Value, ...]) -> ir.Value:
     p = ops.op("Softmax", [scores], {"axis": -1})
     last = ops.integers(-1)
     p_scales = ops.op("Mul", [ops.op("ReduceMax", [p, last]), ops.number(1 / 255)])
-    # QuantizeLinear takes one scale for each index of an axis, so all rows have to lie along the first.
-    table = ops.op("Concat", [last, ops.op("Shape", [p], {"start": 3})], {"axis": 0})
-    rows = ops.op("QuantizeLinear", [ops.op("Reshape", [p, table]), ops.op("Reshape", [p_scales, last])], {"axis": 0})
-    p = ops.op("Reshape", [rows, ops.op("Shape", [p])])
+    # A block is a row, of which only the first part is there: ONNX Runtime rounds blocks with all threads, and
+    # what has a scale for each index of an axis with one.
+    p = ops.op("QuantizeLinear", [p, p_scales], {"axis": 3, "block_size": ROW})
     mixed = ops.op("Cast", [ops.op("MatMulInteger", [p, v])], {"to": int(ir.DataType.FLOAT)})
     return ops.op("Mul", [mixed, ops.op("Mul", [p_scales, v_scale])])
 
