@@ -259,8 +259,10 @@ const char *cudnnGetErrorString(int status) { return "a status"; }
 void cudnnGetLastErrorString(char *message, size_t size) { if (size) *message = 0; }
 int cudnnBackendCreateDescriptor(int type, void **out) { *out = handle; return 0; }
 int cudnnBackendGetAttribute(void *descriptor, int name, int type, int64_t requested, int64_t *count, void *values) {
-    if (count) *count = 1; /* one engine, one plan; */
-    if (values && type == 3) *(int64_t *)values = 0; /* and no workspace */
+    /* One engine, one plan; no notes (types 11 and 19), no knobs (name 302), of which counts are asked likewise. */
+    if (count) *count = type != 11 && type != 19 && name != 302;
+    if (values && type == 3) *(int64_t *)values = 0; /* no workspace, */
+    if (values && type == 23) *(int *)values = 0;    /* no fallback needed */
     return 0;
 }
 int cudnnGetReductionWorkspaceSize(void *a, void *b, void *c, void *d, size_t *size) { *size = 0; return 0; }
@@ -288,7 +290,7 @@ GIVES_HANDLE(cudnnCreateTensorDescriptor)
 SUCCEEDS(cudnnActivationForward) SUCCEEDS(cudnnAddTensor) SUCCEEDS(cudnnBackendDestroyDescriptor)
 SUCCEEDS(cudnnBackendExecute) SUCCEEDS(cudnnBackendFinalize) SUCCEEDS(cudnnBackendSetAttribute)
 SUCCEEDS(cudnnBatchNormalizationForwardInference) SUCCEEDS(cudnnConvolutionBiasActivationForward)
-SUCCEEDS(cudnnConvolutionForward) SUCCEEDS(cudnnDestroy) SUCCEEDS(cudnnDestroyActivationDescriptor)
+SUCCEEDS(cudnnConvolutionForward) SUCCEEDS(cudnnDeriveBNTensorDescriptor) SUCCEEDS(cudnnDestroy) SUCCEEDS(cudnnDestroyActivationDescriptor)
 SUCCEEDS(cudnnDestroyConvolutionDescriptor) SUCCEEDS(cudnnDestroyDropoutDescriptor) SUCCEEDS(cudnnDestroyFilterDescriptor)
 SUCCEEDS(cudnnDestroyLRNDescriptor) SUCCEEDS(cudnnDestroyPoolingDescriptor) SUCCEEDS(cudnnDestroyReduceTensorDescriptor)
 SUCCEEDS(cudnnDestroyTensorDescriptor) SUCCEEDS(cudnnGetStream) SUCCEEDS(cudnnPoolingForward) SUCCEEDS(cudnnReduceTensor)

@@ -7,8 +7,8 @@ copied to it or back.
 
 Needs a C compiler and the package onnxruntime-gpu, and neither a card nor a driver nor NVIDIA's libraries: it puts
 libraries of its own in their place, which compute nothing (null_cuda.c). ONNX Runtime's CUDA provider cannot tell. So
-kernels leave memory as it was, and a picture cannot be seen; sessions, bindings, plans and loops are the real ones. It
-stops before the decoder, whose graph reads lengths that a kernel would have computed.
+kernels leave memory as it was, and a picture shows nothing; sessions, bindings, plans and loops are the real ones, from
+the prompt to the picture.
 
 Ends with 1 where a node that computes would run on the CPU, or a captured CUDA graph would read memory of the host.
 """
@@ -102,7 +102,7 @@ class Placed:
 
 @dataclass(frozen=True)
 class Stretch:
-    """What happened from one step of a picture to the next."""
+    """What happened from one step of a picture to the next, or from the last one to the picture."""
 
     until: str
     peak: int
@@ -149,9 +149,9 @@ class Watched:
         when_closed(pipe, self._take)
         card.take()
 
-    def stretch(self, until: str) -> Stretch:
-        """What happened since the last time, which ends within the loop."""
-        self._take("denoise")
+    def stretch(self, until: str, phase: str) -> Stretch:
+        """What happened since the last time, which ends within a phase."""
+        self._take(phase)
         found, self._since = self._since, []
         sums = {name: sum(getattr(each, name) for each in found) for name in SUMMED}
         return Stretch(until, max(each.peak for each in found), **sums)
@@ -182,8 +182,10 @@ def examine(model: str, size: str | None, steps: int, card: NullCuda, cuda_graph
         stretches = []
         for step in range(steps):
             next(events)
-            stretches.append(watched.stretch(f"step {step + 1}"))
-        events.close()  # type: ignore[attr-defined]
+            stretches.append(watched.stretch(f"step {step + 1}", "denoise"))
+        for _ in events:
+            pass
+        stretches.append(watched.stretch("picture", "decode"))
         planned = {name: way.peak for name, way in pipe.plan.phases.items()} if pipe.plan is not None else None
     return {
         "bundle": pipe.bundle.manifest.name,

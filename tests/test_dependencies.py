@@ -17,7 +17,10 @@ EXPORT = {"numpy", "tokenizers", "torch", "onnx", "onnx_ir", "onnxscript", "safe
 ALLOWED = {"src/pochade": {"numpy"}, "runtime": RUNTIME, "quant": QUANT, "export": EXPORT}
 """Packages that each part may import: those its extra in pyproject.toml brings."""
 
-SHARED = {f"src/pochade/{name}.py": {"onnx_ir"} for name in ("gpu_graph", "gpu_half", "graph_edit", "lora_graph")}
+SHARED = {
+    f"src/pochade/{name}.py": {"onnx_ir"}
+    for name in ("gpu_graph", "gpu_half", "gpu_strips", "graph_edit", "lora_graph")
+}
 """Files for export and quantization, which may not see each other; no other part imports them."""
 
 

@@ -20,6 +20,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from pochade.component import Component, GpuGraph, with_graphs
 from pochade.gpu_half import Narrowing, is_half
+from pochade.gpu_strips import take_rows_before_loops
 from pochade.graph_edit import before, forget_shapes, home, register, subgraphs
 from pochade.session_memory import weight_bytes
 
@@ -52,7 +53,7 @@ def save_gpu_graph(path: Path, dtype: str) -> GpuGraph | None:
     model = ir.load(path)
     if any(node.op_type in CPU_ONLY for node in model.graph.all_nodes()):
         return None
-    changed = restore_attention(model) + _replace_operators(model)
+    changed = restore_attention(model) + _replace_operators(model) + take_rows_before_loops(model)
     if dtype == "float16" and not is_half(model.graph) and not any(subgraphs(node) for node in model.graph):
         changed += Narrowing(model.graph).apply()
     if not changed:
