@@ -23,10 +23,11 @@ def test_the_starter_computes_on_the_card_alone(tmp_path: Path) -> None:
     subprocess.run(command, check=True)
     report = json.loads((tmp_path / "out.json").read_text("utf-8"))
     assert all(row["nodes"] and not row["strays"] for row in report["components"])
-    step = report["painting"][-1]
-    # What comes down is the number of cells that are not decided yet.
+    *_, step, picture = report["painting"]
+    # What comes down is the number of cells that are not decided yet, and at the end tokens and a picture.
     assert step["to_host"] == 4 and step["to_device"] < 4096
-    assert step["peak"] <= max(report["planned_peaks"].values())
+    assert picture["until"] == "picture" and picture["to_host"] < 256 * 256 * 3 * 4 + 4096
+    assert all(peak <= report["planned_peaks"][phase] for phase, peak in report["phase_peaks"].items())
 
 
 @pytest.mark.skipif(not HAS_CUDA or not shutil.which("cc"), reason="needs onnxruntime-gpu and a C compiler")
@@ -34,7 +35,7 @@ def test_passes_that_are_captured_start_as_a_whole(tmp_path: Path) -> None:
     """Nor does such a graph read memory of the host, which would be another's when it is started again."""
     command = [sys.executable, "-m", "pochade.benchmarks.null_cuda", "starter", "--steps", "4", "--cuda-graphs"]
     subprocess.run([*command, "--json", str(tmp_path / "out.json")], check=True)
-    first, *_, last = json.loads((tmp_path / "out.json").read_text("utf-8"))["painting"]
+    first, *_, last, _ = json.loads((tmp_path / "out.json").read_text("utf-8"))["painting"]
     assert first["launches"] > 500 > last["launches"] > 2
     assert not any(row["captured_copies"] or row["captured_allocations"] for row in (first, last))
 
