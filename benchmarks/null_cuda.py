@@ -146,7 +146,8 @@ class Watched:
         """Bytes allocated at most, by phase."""
         self._card = card
         self._since: list[Counters] = []
-        when_closed(pipe, self._take)
+        # What the session before has not let go of when it closes is gone when the next one opens.
+        when_closed(pipe, self._take, self._begin)
         card.take()
 
     def stretch(self, until: str, phase: str) -> Stretch:
@@ -156,9 +157,12 @@ class Watched:
         sums = {name: sum(getattr(each, name) for each in found) for name in SUMMED}
         return Stretch(until, max(each.peak for each in found), **sums)
 
+    def _begin(self) -> Counters:
+        self._since.append(self._card.take())
+        return self._since[-1]
+
     def _take(self, phase: str) -> None:
-        found = self._card.take()
-        self._since.append(found)
+        found = self._begin()
         self.peaks[phase] = max(self.peaks.get(phase, 0), found.peak)
 
 

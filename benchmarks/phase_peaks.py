@@ -27,12 +27,19 @@ PHASES: Mapping[str, str] = {
 """Phase of a memory plan that a component belongs to."""
 
 
-def when_closed(pipe: Pipeline, tell: Callable[[str], None]) -> None:
-    """From now on tell the phase of every component of a pipeline whose session has closed."""
+def when_closed(pipe: Pipeline, tell: Callable[[str], None], begin: Callable[[], object] = lambda: None) -> None:
+    """From now on tell the phase of every component of a pipeline whose session has closed.
+
+    Args:
+        pipe: whose sessions are watched.
+        tell: called with the phase.
+        begin: called before a session is opened.
+    """
     opened = pipe._open
 
     @contextlib.contextmanager
     def watched(name: str, *arguments: Any, **options: Any) -> Iterator[ComponentSession]:
+        begin()
         with opened(name, *arguments, **options) as session:
             yield session
         tell(PHASES.get(name, name))

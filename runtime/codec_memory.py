@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from pochade.bundle import Component
 from pochade.machine import has_tiles
 from pochade.runtime.heap import KEPT, SPARING
 from pochade.runtime.opening import takes_gpu_graph
 from pochade.runtime.pipeline import Tiling
 from pochade.runtime.plan import Way
-from pochade.runtime.strips import strip_count, strip_pixels
+from pochade.runtime.strips import reads_pictures, strip_count, strip_pixels
 
 ASIDE = 30_000_000
 """Bytes of what a session is beside its weights, small things, and holes in the heap."""
@@ -18,6 +20,29 @@ TILED = 40_000_000
 
 DECODED, PICTURE = 12, 3
 """Bytes per pixel of what the decoder gives, and of a finished picture."""
+
+
+class _OnCard(NamedTuple):
+    """What a card's allocator holds, in times of what a codec keeps of a pixel."""
+
+    layers: float
+    """Outside of the strip at work: blocks that earlier layers have freed are too small for later ones."""
+    strip: float
+    """Of the strip at work, computed in float32 however layers are kept."""
+
+
+ON_CARD = {
+    (False, False): _OnCard(1.55, 3.2),
+    (False, True): _OnCard(1.4, 7.8),
+    (True, False): _OnCard(1.1, 1.65),
+    (True, True): _OnCard(1.1, 3.75),
+}
+"""By whether a codec reads pictures and whether it keeps layers in 16 or 8 bits. Of what CUDA's provider allocates for
+the codecs of Meissonic and HunyuanDiT at 256x256 to 1344x768 (`pochade.benchmarks.null_cuda`)."""
+
+ON_CARD_RECOMPUTED, ON_CARD_AGAIN = 1.85, 1.2
+"""The first of `_OnCard` where layers are computed again, and how much more a strip is then. Where layers are narrow,
+that would take as much as keeping them."""
 
 
 class CodecMemory:
@@ -42,8 +67,11 @@ class CodecMemory:
         self._tiled = is_int8 and has_tiles()
         self._recomputes = any(spec.name == "recompute" for spec in decoder.inputs)
         self._recomputed = memory["per_pixel_recomputed"] if self._recomputes else self._per_pixel
-        self._factor, self._on_gpu = factor, on_gpu
-        self._strip_pixels = strip_pixels(decoder, on_gpu)
+        self._factor, self._strip_pixels = factor, strip_pixels(decoder, on_gpu)
+        narrow = bool((decoder.quantization or {}).get("half_layers"))
+        self._on_card = ON_CARD[reads_pictures(decoder), narrow] if on_gpu else None
+        if on_gpu and narrow:
+            self._recomputes = False
 
     def ways(self, base: int, rows: int, columns: int, images: int, tiling: Tiling) -> list[Way]:
         """Ways to decode, the fastest first.
@@ -70,9 +98,11 @@ class CodecMemory:
         """The decoder, open and at work, and the pictures."""
         pixels = rows * columns * self._factor**2
         strip = pixels // (1 if tiling == "off" else strip_count(rows, columns, self._factor, self._strip_pixels))
+        if self._on_card is not None:
+            return self._weights + self._peak_on_card(self._on_card, pixels, strip, recompute) + ASIDE
         layers = (self._recomputed if recompute else self._per_pixel) * pixels
         # Recomputing is for where memory is short: then less of the heap is kept, and no tiles are multiplied.
-        kept = 0 if recompute or self._on_gpu else KEPT - SPARING + TILED * self._tiled
+        kept = 0 if recompute else KEPT - SPARING + TILED * self._tiled
         return (
             self._weights
             + layers
@@ -81,3 +111,9 @@ class CodecMemory:
             + ASIDE
             + (DECODED + PICTURE * images) * pixels
         )
+
+    def _peak_on_card(self, shares: _OnCard, pixels: int, strip: int, recompute: bool) -> int:
+        """Layers and strips; pictures are not kept there."""
+        kept = ON_CARD_RECOMPUTED * self._recomputed if recompute else shares.layers * self._per_pixel
+        again = ON_CARD_AGAIN if recompute else 1
+        return int(kept * (pixels - strip) + again * shares.strip * self._per_pixel * strip)

@@ -19,8 +19,12 @@ def strip_pixels(codec: Component, on_gpu: bool) -> int:
     """How many pixels a strip of an encoder or a decoder has at most, unless a row of cells has more."""
     if on_gpu:
         return GPU_STRIP_PIXELS
-    reads_pictures = any(spec.name == "image" for spec in codec.inputs)
-    return ENCODER_STRIP_PIXELS if reads_pictures else STRIP_PIXELS
+    return ENCODER_STRIP_PIXELS if reads_pictures(codec) else STRIP_PIXELS
+
+
+def reads_pictures(codec: Component) -> bool:
+    """Whether it is an encoder."""
+    return any(spec.name == "image" for spec in codec.inputs)
 
 
 def strip_count(rows: int, columns: int, factor: int, pixels: int = STRIP_PIXELS) -> int:

@@ -24,7 +24,10 @@ HELD = 30_000_000
 EXPANDED = 2
 """Times a codec's weights are there while it opens, if they are kept in 8 bits: all are cast before all are scaled."""
 
-NOT_EXPANDED = ("fp32", "fp16", "int8")
+FLOATS = ("fp32", "fp16")
+"""Precisions of weights that are computed with as they are."""
+
+NOT_EXPANDED = (*FLOATS, "int8")
 """Precisions whose weights an open session holds once, and in the form that `memory` counts."""
 
 ROUNDED_SCORE = 9
@@ -37,18 +40,18 @@ ADAPTED = 5
 """Layers of one cell's width more where an adapter changes the hidden layer."""
 
 
-GPU_WORK, GPU_WORK_EXPANDED = 28, 38
-"""Layers of one cell's width that there are at a time on a card, skips included; more where products expand their
-weights before. Of what CUDA's provider allocates (`pochade.benchmarks.null_cuda`) at 1024 to 4096 cells."""
+GPU_WORK, GPU_WORK_WHOLE = 28, 40
+"""Layers of one cell's width that there are at a time on a card, skips included; more where products take whole weights
+and not blocks. Of what CUDA's provider allocates (`pochade.benchmarks.null_cuda`) at 1024 to 4096 cells."""
 
-GPU_EXPANDING = 60_000_000
+GPU_EXPANDING = 70_000_000
 """Bytes of weights that are being expanded on a card."""
 
 GPU_TEXT = 80_000_000
 """Bytes that the larger text encoder computes on a card, beside its weights."""
 
-GPU_CONDITION = 2
-"""Times the weights of `condition` are there on a card."""
+GPU_CONDITION = 1.5
+"""Times the weights of `condition` are there on a card, if they are kept in 8 bits."""
 
 
 class MemoryModel:
@@ -105,7 +108,8 @@ class MemoryModel:
         modulation = work.steps * work.texts * (self._rows + count * self._skips) * self._dim * FLOAT
         kept = modulation + work.texts * (1 + count) * self._context * FLOAT
         told = [self._weights("condition"), *(net["condition"].held_weights() for net in self._nets)]
-        conditions = int(max(told) * (GPU_CONDITION if self._on_gpu else 1))
+        expands = self._on_gpu and self._components["condition"].precision not in FLOATS
+        conditions = int(max(told) * (GPU_CONDITION if expands else 1))
         encoders = max(self._weights("text_encoder"), self._weights("text_encoder_2")) + (
             GPU_TEXT if self._on_gpu else 0
         )
@@ -138,9 +142,10 @@ class MemoryModel:
         adapted, joined = ADAPTED if work.adapters else 0, min(3, 1 + len(self._nets))
         if self._on_gpu:
             # Attention takes the text's keys and values in float16.
-            expands = self._transformer.precision == "int8"
-            layers = (GPU_WORK_EXPANDED if expands else GPU_WORK) + self._skips * (joined - 1) + adapted
-            expanding = GPU_EXPANDING if expands else 0
+            precision = self._transformer.precision
+            work_layers = GPU_WORK_WHOLE if precision in NOT_EXPANDED else GPU_WORK
+            layers = work_layers + self._skips * (joined - 1) + adapted
+            expanding = GPU_EXPANDING if precision == "int8" else 0
             return self._loop_weights + self._text // 2 + expanding + layers * layer + work.adapters
         skips, block = self._skips * joined, WORK + adapted
         # In the middle of the network all skips wait to be read, and half of the text's keys and values have been.

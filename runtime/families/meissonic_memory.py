@@ -36,6 +36,9 @@ GPU_EXPANDED = 1.15
 GPU_TEXT = 8_000_000
 """Bytes more on a card while texts are encoded: weights of 8 bits that are expanded for their product."""
 
+GPU_CONDITION = 1.1
+"""Times the weights of `condition` are there on a card, for the same reason."""
+
 
 class MemoryModel:
     """Predicts the resident set of the whole process or, on a card, what sessions allocate there; in bytes."""
@@ -76,11 +79,12 @@ class MemoryModel:
     def ways(self, work: Workload, tiling: Tiling, base: int) -> dict[str, list[Way]]:
         """Ways to run each phase, the fastest first, `base` being taken already."""
         modulation = work.steps * work.texts * self._rows * self._dim * FLOAT
-        aside = ASIDE + (GPU_TEXT if self._on_gpu else 0)
+        text, times = (GPU_TEXT, GPU_CONDITION) if self._on_gpu else (0, 1)
+        condition = int(times * self._weights("condition"))
         return {
-            "text": [Way(base + self._weights("text_encoder") + aside + work.adapters)],
+            "text": [Way(base + self._weights("text_encoder") + text + ASIDE + work.adapters)],
             # What the session computes, gives, and what is copied of it so that the session can go.
-            "condition": [Way(base + self._weights("condition") + ASIDE + 3 * modulation + work.adapters)],
+            "condition": [Way(base + condition + ASIDE + 3 * modulation + work.adapters)],
             "denoise": ways_to_run(
                 self._transformer, work, base + modulation, lambda expanded: self._loop(work, expanded) + ASIDE
             ),
