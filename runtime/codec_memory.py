@@ -18,6 +18,10 @@ ASIDE = 30_000_000
 TILED = 40_000_000
 """Bytes that a convolution by tiles copies out at most (`pochade.quant.int8_conv`): 9 x 256 channels of a strip."""
 
+CUDNN_WORK_SPACE = 32 << 20
+"""Bytes that a convolution on a card may take while it works, where memory is limited: ONNX Runtime's own number for
+`cudnn_conv_use_max_workspace` = 0."""
+
 DECODED, PICTURE = 12, 3
 """Bytes per pixel of what the decoder gives, and of a finished picture."""
 
@@ -99,7 +103,8 @@ class CodecMemory:
         pixels = rows * columns * self._factor**2
         strip = pixels // (1 if tiling == "off" else strip_count(rows, columns, self._factor, self._strip_pixels))
         if self._on_card is not None:
-            return self._weights + self._peak_on_card(self._on_card, pixels, strip, recompute) + ASIDE
+            on_card = self._peak_on_card(self._on_card, pixels, strip, recompute)
+            return self._weights + on_card + CUDNN_WORK_SPACE + ASIDE
         layers = (self._recomputed if recompute else self._per_pixel) * pixels
         # Recomputing is for where memory is short: then less of the heap is kept, and no tiles are multiplied.
         kept = 0 if recompute else KEPT - SPARING + TILED * self._tiled

@@ -113,6 +113,8 @@ class Device:
         }
         if self.memory_limit is not None:
             options["gpu_mem_limit"] = str(self.memory_limit)
+            # Else cuDNN may choose what needs more work space than there is (see `codec_memory.CUDNN_WORK_SPACE`).
+            options["cudnn_conv_use_max_workspace"] = "0"
         if captures:
             options["enable_cuda_graph"] = "1"
         return [(self.provider, options), PROVIDERS["cpu"]]

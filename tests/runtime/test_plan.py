@@ -157,10 +157,10 @@ def test_a_card_has_memory_of_its_own(bundles: dict[str, Path], monkeypatch: pyt
         steps = pipe.stream("a fox", width=64, height=64)
         # Opens nothing yet: what is planned are the sessions, with nothing taken before them.
         assert pipe.plan is not None and pipe.plan.budget == 4 * 10**9
-        assert max(way.peak for way in pipe.plan.phases.values()) < 50_000_000
+        assert max(way.peak for way in pipe.plan.phases.values()) < 80_000_000
         cuda, behind = pipe.device._provider_list(captures=False)
         assert isinstance(cuda, tuple) and (cuda[0], behind) == ("CUDAExecutionProvider", "CPUExecutionProvider")
-        assert cuda[1]["gpu_mem_limit"] == "4000000000"
+        assert cuda[1]["gpu_mem_limit"] == "4000000000" and cuda[1]["cudnn_conv_use_max_workspace"] == "0"
         steps.close()  # type: ignore[attr-defined]
     with pochade.load(bundles["monetico-tiny"], vram="1M") as pipe, pytest.raises(OutOfBudgetError, match="or more"):
         pipe.stream("a fox", width=64, height=64)
