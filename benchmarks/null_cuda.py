@@ -3,7 +3,8 @@
 That is: which provider would compute each node, what would be allocated on the card, and every byte that would be
 copied to it or back.
 
-    python -m pochade.benchmarks.null_cuda BUNDLE [--size 1024x1024] [--steps 3] [--cuda-graphs] [--json FILE]
+    python -m pochade.benchmarks.null_cuda BUNDLE [--size 1024x1024] [--steps 3] [--cuda-graphs] [--tiling on]
+        [--json FILE]
 
 Needs a C compiler and the package onnxruntime-gpu, and neither a card nor a driver nor NVIDIA's libraries: it puts
 libraries of its own in their place, which compute nothing (null_cuda.c). ONNX Runtime's CUDA provider cannot tell. So
@@ -28,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 from pochade.benchmarks.phase_peaks import when_closed
 
 if TYPE_CHECKING:
-    from pochade.runtime.pipeline import Pipeline
+    from pochade.runtime.pipeline import Pipeline, Tiling
 
 LIBRARIES = {
     "CUDART": "libcudart.so.13",
@@ -125,11 +126,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--size", metavar="WxH", help="of the picture (default: the bundle's)")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--cuda-graphs", action="store_true", help="capture passes of the transformer")
+    parser.add_argument("--tiling", choices=("auto", "on", "off"), default="auto", help="of decoding (default: auto)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the findings there")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         card = NullCuda(Path(folder))
-        report = examine(args.bundle, args.size, args.steps, card, args.cuda_graphs)
+        report = examine(args.bundle, args.size, args.steps, card, args.cuda_graphs, args.tiling)
     print("\n".join(_lines(report)))
     if args.json:
         args.json.write_text(json.dumps(report, indent=2) + "\n", "utf-8")
@@ -166,13 +168,15 @@ class Watched:
         self.peaks[phase] = max(self.peaks.get(phase, 0), found.peak)
 
 
-def examine(model: str, size: str | None, steps: int, card: NullCuda, cuda_graphs: bool = False) -> dict[str, Any]:
+def examine(
+    model: str, size: str | None, steps: int, card: NullCuda, cuda_graphs: bool = False, tiling: Tiling = "auto"
+) -> dict[str, Any]:
     """The findings, as JSON writes them."""
     import pochade
     from pochade.runtime.ort import ort
     from pochade.runtime.session import ComponentSession, Stop
 
-    with pochade.load(model, device="cuda", cuda_graphs=cuda_graphs) as pipe:
+    with pochade.load(model, device="cuda", cuda_graphs=cuda_graphs, tiling=tiling) as pipe:
         placed = []
         for name in pipe.bundle.manifest.components:
             session = ComponentSession(pipe.bundle, name, pipe.device, 1, Stop())
@@ -196,9 +200,11 @@ def examine(model: str, size: str | None, steps: int, card: NullCuda, cuda_graph
         "onnxruntime": ort.__version__,
         "components": [asdict(one) for one in placed],
         "cuda_graphs": cuda_graphs,
+        "tiling": tiling,
         "painting": [asdict(one) for one in stretches],
         "planned_peaks": planned,
         "phase_peaks": watched.peaks,
+        "after_close": card.take().allocated,
     }
 
 
@@ -211,6 +217,7 @@ def _lines(report: dict[str, Any]) -> list[str]:
     rows += ["", "phase      allocated, MB  planned, MB"]
     for phase, peak in found.items():
         rows.append(f"{phase:10} {peak / 1e6:13.1f}" + (f" {planned[phase] / 1e6:12.1f}" if phase in planned else ""))
+    rows.append(f"{'closed':10} {report['after_close'] / 1e6:13.1f}")
     rows += ["", "until     peak on the card, MB    up, KB    down, KB    launches"]
     for stretch in report["painting"]:
         peak, up, down = stretch["peak"] / 1e6, stretch["to_device"] / 1e3, stretch["to_host"] / 1e3
