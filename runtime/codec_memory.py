@@ -69,13 +69,12 @@ class CodecMemory:
         is_int8 = bool((decoder.quantization or {}).get("int8_convolutions"))
         self._strips = 16 if is_int8 else 4
         self._tiled = is_int8 and has_tiles()
-        self._recomputes = any(spec.name == "recompute" for spec in decoder.inputs)
+        narrow = bool((decoder.quantization or {}).get("half_layers"))
+        can_recompute = any(spec.name == "recompute" for spec in decoder.inputs)
+        self._recomputes = can_recompute and not (on_gpu and narrow)
         self._recomputed = memory["per_pixel_recomputed"] if self._recomputes else self._per_pixel
         self._factor, self._strip_pixels = factor, strip_pixels(decoder, on_gpu)
-        narrow = bool((decoder.quantization or {}).get("half_layers"))
         self._on_card = ON_CARD[reads_pictures(decoder), narrow] if on_gpu else None
-        if on_gpu and narrow:
-            self._recomputes = False
 
     def ways(self, base: int, rows: int, columns: int, images: int, tiling: Tiling) -> list[Way]:
         """Ways to decode, the fastest first.

@@ -13,6 +13,7 @@ import pytest
 import pochade
 from pochade.bundle import Bundle
 from pochade.errors import BundleInvalidError, OutOfBudgetError, UsageError
+from pochade.runtime.codec_memory import CUDNN_WORK_SPACE
 from pochade.runtime.families.hunyuandit_memory import MemoryModel as HunyuanMemory
 from pochade.runtime.families.meissonic_memory import HEAD_CHUNK, MemoryModel
 from pochade.runtime.memory import resident_memory
@@ -157,7 +158,9 @@ def test_a_card_has_memory_of_its_own(bundles: dict[str, Path], monkeypatch: pyt
         steps = pipe.stream("a fox", width=64, height=64)
         # Opens nothing yet: what is planned are the sessions, with nothing taken before them.
         assert pipe.plan is not None and pipe.plan.budget == 4 * 10**9
-        assert max(way.peak for way in pipe.plan.phases.values()) < 80_000_000
+        peaks = {phase: way.peak for phase, way in pipe.plan.phases.items()}
+        peaks["decode"] -= CUDNN_WORK_SPACE
+        assert max(peaks.values()) < 50_000_000
         cuda, behind = pipe.device._provider_list(captures=False)
         assert isinstance(cuda, tuple) and (cuda[0], behind) == ("CUDAExecutionProvider", "CPUExecutionProvider")
         assert cuda[1]["gpu_mem_limit"] == "4000000000" and cuda[1]["cudnn_conv_use_max_workspace"] == "0"
