@@ -27,7 +27,7 @@ from pochade.runtime.image import from_image
 from pochade.runtime.locate import resolve
 from pochade.runtime.providers import choose
 from pochade.runtime.session import ComponentSession, Stop
-from pochade.runtime.strips import strip_count, strip_pixels
+from pochade.runtime.strips import strip_count, strip_pixels, strips_at_once
 from pochade.sizes import read_picture_size
 
 ENCODER, DECODER = "vq_encoder", "vq_decoder"
@@ -45,8 +45,10 @@ def soft_picture(width: int, height: int) -> Image.Image:
 
 def run(bundle: Bundle, component: str, inputs: Inputs, threads: int) -> tuple[float, dict[str, NDArray[Any]]]:
     """Seconds of one run, and what it gave; opening the component does not count."""
-    session = ComponentSession(bundle, component, choose("cpu"), threads, Stop())
-    known = {spec.name for spec in session.component.inputs}
+    declared = bundle.manifest.components[component]
+    at_once = strips_at_once(declared, threads, int(inputs["strips"][0]))
+    session = ComponentSession(bundle, component, choose("cpu"), threads, Stop(), at_once=at_once)
+    known = {spec.name for spec in declared.inputs}
     start = time.perf_counter()
     outputs = session.run_numpy({name: value for name, value in inputs.items() if name in known})
     seconds = time.perf_counter() - start

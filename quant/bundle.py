@@ -25,6 +25,8 @@ from pochade.quant.scorecard import Scorecard
 from pochade.quant.search import Goal, Search, folder_size, read_recipe, write_recipe
 from pochade.quant.sensitivity import Journal
 from pochade.quant.trial import record_calibration
+from pochade.runtime.strips import computes_in_strips
+from pochade.strip_parts import with_parts
 
 ATTEMPTS = 6
 """Times a search may quantize before it gives up on its goal."""
@@ -177,10 +179,12 @@ def _quantized(
         lora=_lora(bundle, component, path),
         gpu=None,
         float_attention=None,
+        parts=(),
     )
     dtype = component.gpu.dtype if component.gpu is not None else "float32"
     quantized = with_gpu_graphs(quantized, folder, dtype)
-    return attention.with_float_attention(with_int8_graphs(quantized, folder, scheme), folder)
+    quantized = attention.with_float_attention(with_int8_graphs(quantized, folder, scheme), folder)
+    return with_parts(quantized, folder) if computes_in_strips(quantized) else quantized
 
 
 def _lora(bundle: Bundle, component: Component, path: Path) -> LoraGraph | None:

@@ -25,6 +25,7 @@ from pochade.quant.select import Weight, find_weights
 from pochade.quant.streamed import Array, read
 from pochade.quant.surgery import add_constant, add_initializer, drop, graphs_around
 from pochade.runtime.graph import GraphSession
+from pochade.strip_parts import take_else_branches
 
 MARGIN = 1.1
 """How much wider the ranges are than what was seen. Of a trained codec, measured on one picture, it left 46.2 dB of
@@ -62,7 +63,7 @@ def measure_ranges(path: Path, calls: Sequence[Call]) -> Mapping[str, Ranges]:
         calls: runs of the component to measure.
     """
     model = ir.load(path)
-    _keep_fast_branches(model.graph)
+    take_else_branches(model.graph)
     watched = dict(_watch(model))
     session = GraphSession(ir.to_proto(model).SerializeToString(), path.parent)
     found: dict[str, Ranges] = {}
@@ -208,20 +209,6 @@ def _offset(weight: Weight, reader: int, bias: ir.Value, steps: NDArray[np.float
     assert bias.const_value is not None, f"the bias of {weight.name} is computed"
     codes = np.rint(read(bias.const_value) / steps).clip(-(2**31), 2**31 - 1).astype(np.int32)
     return add_constant(weight, f"bias{reader}", codes, widen=False)
-
-
-def _keep_fast_branches(graph: ir.Graph) -> None:
-    """Put the `else` branch of every If in its place: that of graphs which keep what others compute twice."""
-    for node in [node for node in graph if node.op_type == "If"]:
-        branch = node.attributes["else_branch"].as_graph()
-        results, inner = list(branch.outputs), list(branch)
-        for moved in inner:
-            branch.remove(moved)
-            moved.name = None  # unique in its branch alone
-        graph.insert_before(node, inner)
-        for value, result in zip(node.outputs, results, strict=True):
-            value.replace_all_uses_with(result)
-        graph.remove(node, safe=True)
 
 
 def _watch(model: ir.Model) -> Iterator[tuple[str, str]]:

@@ -10,13 +10,16 @@ from pochade.runtime.heap import KEPT, SPARING
 from pochade.runtime.opening import takes_gpu_graph
 from pochade.runtime.pipeline import Tiling
 from pochade.runtime.plan import Way
-from pochade.runtime.strips import reads_pictures, strip_count, strip_pixels
+from pochade.runtime.strips import reads_pictures, strip_count, strip_pixels, strips_at_once
 
 ASIDE = 30_000_000
 """Bytes of what a session is beside its weights, small things, and holes in the heap."""
 
 TILED = 40_000_000
 """Bytes that a convolution by tiles copies out at most (`pochade.quant.int8_conv`): 9 x 256 channels of a strip."""
+
+HOLES = 40_000_000
+"""Bytes of holes in the heap of each thread that computes strips by itself."""
 
 CUDNN_WORK_SPACE = 32 << 20
 """Bytes that a convolution on a card may take while it works, where memory is limited: ONNX Runtime's own number for
@@ -73,10 +76,12 @@ class CodecMemory:
         can_recompute = any(spec.name == "recompute" for spec in decoder.inputs)
         self._recomputes = can_recompute and not (on_gpu and narrow)
         self._recomputed = memory["per_pixel_recomputed"] if self._recomputes else self._per_pixel
+        self._decoder = decoder
+        self._has_parts = not takes_gpu_graph(decoder, on_gpu)
         self._factor, self._strip_pixels = factor, strip_pixels(decoder, on_gpu)
         self._on_card = ON_CARD[reads_pictures(decoder), narrow] if on_gpu else None
 
-    def ways(self, base: int, rows: int, columns: int, images: int, tiling: Tiling) -> list[Way]:
+    def ways(self, base: int, rows: int, columns: int, images: int, tiling: Tiling, threads: int = 1) -> list[Way]:
         """Ways to decode, the fastest first.
 
         Args:
@@ -85,11 +90,19 @@ class CodecMemory:
             columns: of cells.
             images: finished pictures that are kept.
             tiling: what the user allows.
+            threads: that may work.
         """
-        return [
-            Way(base + self._peak(rows, columns, images, tiling, recompute), recompute)
+        strips = 1 if tiling == "off" else strip_count(rows, columns, self._factor, self._strip_pixels)
+        at_once = strips_at_once(self._decoder, threads, strips) if self._has_parts else 1
+        pixels = rows * columns * self._factor**2
+        ways = [
+            Way(base + self._peak(pixels, pixels // strips, images, recompute, 1), recompute)
             for recompute in self._choices(tiling)
         ]
+        if at_once > 1 and not ways[0].recompute:
+            peak = self._peak(pixels, pixels // strips, images, False, at_once)
+            ways.insert(0, Way(base + peak, at_once=at_once))
+        return ways
 
     def _choices(self, tiling: Tiling) -> list[bool]:
         """Whether layers may be computed again, in the order to be tried."""
@@ -97,10 +110,16 @@ class CodecMemory:
             return [False]
         return [True] if tiling == "on" else [False, True]
 
-    def _peak(self, rows: int, columns: int, images: int, tiling: Tiling, recompute: bool) -> int:
-        """The decoder, open and at work, and the pictures."""
-        pixels = rows * columns * self._factor**2
-        strip = pixels // (1 if tiling == "off" else strip_count(rows, columns, self._factor, self._strip_pixels))
+    def _peak(self, pixels: int, strip: int, images: int, recompute: bool, at_once: int) -> int:
+        """The decoder, open and at work, and the pictures.
+
+        Args:
+            pixels: of a picture.
+            strip: pixels of one.
+            images: finished pictures that are kept.
+            recompute: whether layers are computed again.
+            at_once: strips that are computed at the same time.
+        """
         if self._on_card is not None:
             on_card = self._peak_on_card(self._on_card, pixels, strip, recompute)
             return self._weights + on_card + CUDNN_WORK_SPACE + ASIDE
@@ -110,8 +129,7 @@ class CodecMemory:
         return (
             self._weights
             + layers
-            + kept
-            + self._strips * strip * self._per_pixel
+            + at_once * (kept + self._strips * strip * self._per_pixel + (HOLES if at_once > 1 else 0))
             + ASIDE
             + (DECODED + PICTURE * images) * pixels
         )

@@ -15,6 +15,7 @@ from pochade.machine import has_tiles, saturates
 from pochade.runtime.expanded import expanded_weights
 from pochade.runtime.ort import ort
 from pochade.runtime.packed import PackedWeights, packed_key
+from pochade.runtime.parted import PartedSession
 from pochade.runtime.placement import RECORD, Placement, placement
 from pochade.runtime.providers import CPU, Device
 from pochade.runtime.rounded_attention import is_rounded
@@ -41,6 +42,8 @@ class Opening:
     """Multiply by kernels that need little memory beside what they are given."""
     captures: bool = False
     """Let runs be captured as CUDA graphs, which needs every node on the card and no loop."""
+    at_once: int = 1
+    """Strips to compute at the same time, where the component has parts."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,9 @@ def _open_on(bundle: Bundle, component: Component, device: Device, how: Opening)
         constants |= expanded_weights(bundle.path, graph, how.threads, how.options)
         path = bundle.path / graph.file
     packed = how.packed
-    if how.expanded or packed is None or device.on_gpu or adapted or not packed.is_worthwhile(bundle, name):
+    if how.at_once > 1 and path == bundle.path / component.file and component.parts:
+        session = _open_parts(bundle, component, device, how)
+    elif how.expanded or packed is None or device.on_gpu or adapted or not packed.is_worthwhile(bundle, name):
         session = _open(path, bundle.path, device, how, in_strips)
     else:
         session = _open_packed(path, bundle, name, device, how, packed)
@@ -126,6 +131,13 @@ def takes_gpu_graph(component: Component, on_gpu: bool) -> bool:
     long as float32 does.
     """
     return on_gpu or (saturates() and bool((component.quantization or {}).get("int8_convolutions")))
+
+
+def _open_parts(bundle: Bundle, component: Component, device: Device, how: Opening) -> PartedSession:
+    """A session of a component's parts."""
+    each = replace(how, threads=1)
+    sessions = [_open(bundle.path / part.file, bundle.path, device, each, True) for part in component.parts]
+    return PartedSession(component, str(bundle.path), sessions, how.at_once)
 
 
 def _open_packed(path: Path, bundle: Bundle, name: str, device: Device, how: Opening, packed: PackedWeights) -> Any:
@@ -182,6 +194,9 @@ def _open(path: Path, where: Path, device: Device, how: Opening, in_strips: bool
     if in_strips:
         # Otherwise what is widened for several readers is widened for each of them.
         options.add_session_config_entry("session.disable_quant_qdq", "1")
+        # Nor should convolutions have channels in blocks, as ONNX Runtime gives them outside of loops: each strip would
+        # be rearranged twice, in more time than that spares.
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         # Tiles are for the kernel that copies out what each output is made of, nine times what a convolution reads.
         if how.sparing or not has_tiles():
             options.add_free_dimension_override_by_name(FREE_AXIS, 1)

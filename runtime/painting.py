@@ -95,6 +95,7 @@ class PaintingPipeline(Pipeline, Generic[R]):
             adapters=max(self._adapter_bytes(name) for name in self.components),
             encodes=encodes,
             expand=self._expand(request),
+            threads=self.threads,
         )
         tiling = self.tiling if self.device.loops else "off"
         return self._plan(None if memory is None else partial(memory.ways, work, tiling))

@@ -352,6 +352,7 @@ class Pipeline(ABC):
         lora = source.manifest.components[name].lora if source is self.bundle else None
         adapters = stacked(self._loras, name, lora.dtype) if lora is not None else {}
         device = self._device_for(self._now)
+        way = self._way(self._now) if self._now is not None else Way(0)
         session = ComponentSession(
             source,
             name,
@@ -363,8 +364,9 @@ class Pipeline(ABC):
             adapters,
             self.packed,
             expanded,
-            sparing=self._now is not None and self._way(self._now).recompute,
+            sparing=way.recompute,
             captures=captures,
+            at_once=way.at_once,
         )
         self._providers[called or name] = str(session.placement)
         if note := session.note or ("" if device is self.device else f"{name} runs {ON_CPU.means}"):

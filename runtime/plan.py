@@ -31,6 +31,8 @@ class Workload:
     """Whether it begins with a picture or follows one."""
     expand: str = "off"
     """Whether weights of few bits may or must be expanded, see `pochade.runtime.expanded`."""
+    threads: int = 1
+    """That may work."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +47,14 @@ class Way:
     """Expand weights of few bits to 8 bits a number."""
     on_cpu: bool = False
     """Leave a graphics card to the other phases."""
+    at_once: int = 1
+    """Strips that the codec computes at the same time."""
 
     @property
     def means(self) -> str:
         """What is done to save memory or, with some of it, time."""
+        if self.at_once > 1:
+            return f"{self.at_once} strips at a time"
         if self.on_cpu:
             return "on the CPU, as the card has too little memory"
         if self.expanded:

@@ -19,6 +19,7 @@ from pochade.runtime import heap
 from pochade.runtime.opening import Opening, open_component
 from pochade.runtime.ort import ort
 from pochade.runtime.packed import PackedWeights
+from pochade.runtime.parted import PartedSession
 from pochade.runtime.placement import Placement
 from pochade.runtime.providers import Device
 
@@ -158,6 +159,7 @@ class ComponentSession:
         expanded: bool = False,
         sparing: bool = False,
         captures: bool = False,
+        at_once: int = 1,
     ) -> None:
         """Open it.
 
@@ -174,18 +176,19 @@ class ComponentSession:
             expanded: compute with its weights expanded to 8 bits a number, which it must be able to.
             sparing: take little memory, in more time.
             captures: start runs that are bound once as CUDA graphs.
+            at_once: strips to compute at the same time, where it has parts and runs on a CPU.
         """
         start = time.perf_counter()
         self.component = bundle.manifest.components[name]
         self._stop = stop
         self._sparing = sparing
-        self._captures, self._threads = captures, threads
+        self._captures, self._threads, self._at_once = captures, threads, at_once
         self._bound: list[BoundRuns] = []
         self._observer = observer
         self._times = ComponentTimes() if times is None else times
         options = ort.RunOptions()
         stop.guard(options)
-        how = Opening(threads, dict(adapters or {}), packed, expanded, options, sparing, captures)
+        how = Opening(threads, dict(adapters or {}), packed, expanded, options, sparing, captures, at_once)
         opened = open_component(bundle, self.component, device, how)
         self.device: Device = opened.device
         """Where it really runs."""
@@ -245,7 +248,7 @@ class ComponentSession:
         for name, value in inputs.items():
             if not _is_array(value) and value.device_name() not in ("cpu", self.device.name):
                 value = value.numpy()
-            values[name] = _value(value, self._homes[name]) if _is_array(value) else value
+            values[name] = _value(value, self.home(name)) if _is_array(value) else value
         return values
 
     def run_numpy(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -271,12 +274,14 @@ class ComponentSession:
         for runs in self._bound:
             runs.release()
         self._bound.clear()
+        if isinstance(self._session, PartedSession):
+            self._session.close()
         del self._session
         self._constants.clear()
         self._runner.submit(heap.return_memory_of_thread)
         self._runner.shutdown(wait=True)
-        # Of those that ONNX Runtime had beside it.
-        heap.return_memory_of_ended(self._threads)
+        # Of those beside it, ONNX Runtime's or of strips.
+        heap.return_memory_of_ended(max(self._threads, self._at_once + 1))
 
     def binding(self, inputs: Mapping[str, Any]) -> Any:
         """ONNX Runtime's binding of inputs as values, what is the same in every run among them."""

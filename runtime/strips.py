@@ -15,6 +15,10 @@ GPU_STRIP_PIXELS = 65_536
 """The same on a graphics card, where every strip costs a thousand small kernels: those weigh more than caches there."""
 
 
+AT_ONCE = 8
+"""Strips that are computed at the same time, at most: each takes the memory of one."""
+
+
 def strip_pixels(codec: Component, on_gpu: bool) -> int:
     """How many pixels a strip of an encoder or a decoder has at most, unless a row of cells has more."""
     if on_gpu:
@@ -39,6 +43,11 @@ def strip_count(rows: int, columns: int, factor: int, pixels: int = STRIP_PIXELS
     counts = [count for count in range(1, rows + 1) if rows % count == 0]
     fit = (count for count in counts if rows // count * columns * factor * factor <= pixels)
     return next(fit, rows)
+
+
+def strips_at_once(codec: Component, threads: int, strips: int) -> int:
+    """How many of so many strips threads compute at the same time, each by itself; 1 where they share every strip."""
+    return min(threads, strips, AT_ONCE) if codec.parts else 1
 
 
 def computes_in_strips(component: Component) -> bool:

@@ -19,7 +19,7 @@ ALLOWED = {"src/pochade": {"numpy"}, "runtime": RUNTIME, "quant": QUANT, "export
 
 SHARED = {
     f"src/pochade/{name}.py": {"onnx_ir"}
-    for name in ("gpu_graph", "gpu_half", "gpu_strips", "graph_edit", "lora_graph")
+    for name in ("gpu_graph", "gpu_half", "gpu_strips", "graph_edit", "lora_graph", "strip_parts")
 }
 """Files for export and quantization, which may not see each other; no other part imports them."""
 

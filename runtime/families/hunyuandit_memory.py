@@ -116,7 +116,7 @@ class MemoryModel:
         # Tokenizers leave nothing on a card.
         first, later = {}, base + (0 if self._on_gpu else HELD)
         if work.encodes and self._encoder is not None:
-            first["encode"] = self._encoder.ways(base, work.rows, work.columns, 1, tiling)
+            first["encode"] = self._encoder.ways(base, work.rows, work.columns, 1, tiling, work.threads)
         return first | {
             "text": [Way(base + encoders + ASIDE + work.adapters)],
             # What the session computes, gives, and what is copied of it so that the session can go.
@@ -126,7 +126,7 @@ class MemoryModel:
             ),
             "decode": [
                 replace(way, peak=max(way.peak, later + self._opening))
-                for way in self._codec.ways(later, work.rows, work.columns, work.images, tiling)
+                for way in self._codec.ways(later, work.rows, work.columns, work.images, tiling, work.threads)
             ],
         }
 

@@ -88,7 +88,7 @@ class MemoryModel:
             "denoise": ways_to_run(
                 self._transformer, work, base + modulation, lambda expanded: self._loop(work, expanded) + ASIDE
             ),
-            "decode": self._codec.ways(base, work.rows, work.columns, work.images, tiling),
+            "decode": self._codec.ways(base, work.rows, work.columns, work.images, tiling, work.threads),
         }
 
     def _weights(self, component: str) -> int:

@@ -91,6 +91,16 @@ class LoraGraph:
 
 
 @dataclass(frozen=True)
+class StripPart:
+    """A part of a component's graph as a graph of its own, on the same data files (`pochade.strip_parts`)."""
+
+    file: str
+    strips: Mapping[str, str]
+    """Of a part that runs once for each strip, its inputs that differ from strip to strip: the values, given by earlier
+    parts, along whose first axis they lie. Other inputs and all outputs bear the names of their values."""
+
+
+@dataclass(frozen=True)
 class Component:
     """One exported graph of a bundle."""
 
@@ -118,11 +128,15 @@ class Component:
     float_attention: str | None = None
     """File of the same graph with attention in float32, for processors whose 8-bit products may overflow; None where it
     is so in the first, and in bundles made before."""
+    parts: tuple[StripPart, ...] = ()
+    """Of what computes strip by strip, in the order in which they run; they keep every layer. None in bundles made
+    before."""
 
     @property
     def graphs(self) -> tuple[str, ...]:
         """Its graph files, the first one first."""
-        return (*_files(self), *(() if self.lora is None else _files(self.lora)))
+        parts = (part.file for part in self.parts)
+        return (*_files(self), *(() if self.lora is None else _files(self.lora)), *parts)
 
     def held_weights(self, on_gpu: bool = False) -> int:
         """Bytes that an open session holds of the weights.
@@ -196,6 +210,7 @@ def read_component(name: str, item: JsonObject) -> Component:
         gpu=_gpu(item),
         int8=_int8(item),
         float_attention=_float_attention(item),
+        parts=_parts(item),
     )
 
 
@@ -239,6 +254,16 @@ def _int8(item: JsonObject) -> Int8Graph | None:
 def _float_attention(item: JsonObject) -> str | None:
     """The file with attention in float32, where there is one."""
     return read_path(item, "float_attention") if "float_attention" in item.values else None
+
+
+def _parts(item: JsonObject) -> tuple[StripPart, ...]:
+    """The graphs that it is parted into, where it is."""
+    return tuple(_part(part) for part in item.objects("parts")) if "parts" in item.values else ()
+
+
+def _part(item: JsonObject) -> StripPart:
+    strips = JsonObject(item.take("strips", dict, {}), item.faults, f"{item.at}strips.")
+    return StripPart(read_path(item, "file"), {name: strips.text(name) for name in strips.values})
 
 
 def _float_type(item: JsonObject) -> str:

@@ -93,6 +93,8 @@ class Manifest:
                 for optional in ("memory", "lora", "gpu", "int8", "float_attention"):
                     if values_of.get(optional, 0) is None:
                         del values_of[optional]
+            if not component["parts"]:
+                del component["parts"]
         if not self.more_tokenizers:
             del values["more_tokenizers"]
         return values

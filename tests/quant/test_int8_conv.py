@@ -15,6 +15,7 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
+import pochade
 from pochade.bundle import Bundle
 from pochade.component import FREE_AXIS
 from pochade.errors import UsageError
@@ -232,9 +233,12 @@ def test_processors_whose_products_overflow_take_the_second_graph(
     for overflows in (False, True):
         monkeypatch.setattr(opening, "saturates", lambda overflows=overflows: overflows)
         weights.append(CodecMemory(component, 16)._weights)
-        with open_pipeline(Bundle.open(bundle.path)) as pipe:
-            pipe("a red house", num_inference_steps=1, seed=1)
-    assert [name for name in opened if name.startswith("vq_decoder")] == [component.file, component.gpu.file]
+        for threads in (1, 2):
+            with pochade.load(bundle.path, device="cpu", threads=threads) as pipe:
+                pipe("a red house", num_inference_steps=1, seed=1)
+    first, second = component.file, component.gpu.file
+    expected = [first, *(part.file for part in component.parts), second, second]
+    assert [name for name in opened if name.startswith("vq_decoder")] == expected
     assert weights == [component.memory["weights"], component.gpu.weights]
 
 

@@ -54,7 +54,7 @@ def test_a_limit_changes_the_plan_and_not_the_picture(
     pictures = []
     needed: dict[str, Way] = {}
     for tiling in ("auto", "on", "off"):
-        with pochade.load(bundles["monetico-tiny"], device="cpu", tiling=tiling) as pipe:
+        with pochade.load(bundles["monetico-tiny"], device="cpu", tiling=tiling, threads=1) as pipe:
             pipe.observer = watch
             pictures.append(np.asarray(pipe("a fox", **call).images[0]))
             assert pipe.plan is not None
@@ -66,10 +66,20 @@ def test_a_limit_changes_the_plan_and_not_the_picture(
     limit = needed["auto"].peak - 1
     assert pipe.plan is not None
     assert limit > max(way.peak for name, way in pipe.plan.phases.items() if name != "decode")
-    with pochade.load(bundles["monetico-tiny"], device="cpu", ram=limit) as pipe:
+    with pochade.load(bundles["monetico-tiny"], device="cpu", ram=limit, threads=1) as pipe:
         pipe.observer = watch
         pipe("a fox", **call)
     assert decoded[3:] == [True]
+    # Two strips at a time take more, and are what a limit costs first.
+    with pochade.load(bundles["monetico-tiny"], device="cpu", threads=2) as pipe:
+        pictures.append(np.asarray(pipe("a fox", **call).images[0]))
+        assert pipe.plan is not None
+        both = pipe.plan.phases["decode"]
+    assert both.at_once == 2 and both.peak > needed["auto"].peak
+    with pochade.load(bundles["monetico-tiny"], device="cpu", ram=both.peak - 1, threads=2) as pipe:
+        pictures.append(np.asarray(pipe("a fox", **call).images[0]))
+        assert pipe.plan is not None and pipe.plan.phases["decode"] == needed["auto"]
+    assert np.array_equal(pictures[-1], pictures[0]) and np.array_equal(pictures[-2], pictures[0])
 
 
 def test_a_limit_below_the_process_is_refused_before_anything_runs(
