@@ -21,6 +21,9 @@ from pochade.errors import InputRefusedError, OutputError, PochadeError
 from pochade.quant.trial import small_settings, typical_prompts
 from pochade.strict_json import parse_object
 
+BUNDLE_CHILD = "pochade.benchmarks.child"
+"""What paints with a bundle in a process of its own."""
+
 FORMAT_VERSION = 1
 KIND = "pochade bench"
 
@@ -95,10 +98,15 @@ class Case:
     scorecard: Mapping[str, Any] | None
     runs: list[Figures] = field(default_factory=list)
     """The first has a cold file cache, where the system lets one ask for that."""
-    module: str = "pochade.benchmarks.child"
+    module: str = BUNDLE_CHILD
     """What runs in the process."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Further parts of its job."""
+
+    @property
+    def opens_meanwhile(self) -> bool:
+        """Whether models are opened while a picture is painted, each for its own phase, and not all before."""
+        return self.module == BUNDLE_CHILD
 
     @classmethod
     def of(cls, path: Path) -> Case:
@@ -107,10 +115,11 @@ class Case:
         return cls(bundle.manifest.name, path, bundle.digest, bundle.size, bundle.manifest.scorecard)
 
     def samples(self, metric: str, runs: Sequence[Figures] | None = None) -> list[float]:
-        """Every sample of one of METRICS, in seconds.
+        """Every sample of a figure, in seconds.
 
         Args:
-            metric: key of METRICS.
+            metric: key of METRICS; `picture_loaded`, a picture less what opening models takes; or `picture_from_files`,
+                a picture with it.
             runs: to take them from; without, all but the first.
         """
         warm = self.runs[1:] if runs is None else runs
@@ -127,6 +136,10 @@ class Case:
                 return [seconds for run in warm for seconds in _ran(run, "sampler")]
             case "decode":
                 return [seconds for run in warm for seconds in _ran(run, r"\w+_decoder")]
+            case "picture_loaded":
+                return [run["picture"] - (_opened(run) if self.opens_meanwhile else 0) for run in warm]
+            case "picture_from_files":
+                return [run["picture"] + (0 if self.opens_meanwhile else _opened(run)) for run in warm]
             case _:
                 return [run[metric] for run in warm]
 

@@ -22,7 +22,9 @@ PEERS: Mapping[str, tuple[str, str]] = {
 }
 """Name, module that runs it, and its variant. OpenVINO computes in bfloat16 whatever its weights are kept in."""
 
-RATIOS = ("step", "picture", "text", "decode")
+RATIOS = ("step", "picture_loaded", "picture_from_files", "text", "decode")
+"""What is compared. Peers open all models before a picture and keep them, bundles theirs while they paint: so pictures
+are compared without it on both sides, and with it."""
 
 
 def peer_cases(checkpoint: Path, models: Path | None, names: Sequence[str]) -> Iterator[Case]:

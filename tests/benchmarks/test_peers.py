@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 
 from pochade.benchmarks.peers.loop import Clock, Networks, Step, paint, sample  # noqa: E402
 from pochade.benchmarks.peers.torch_child import TorchNetworks  # noqa: E402
-from pochade.benchmarks.peers.versus import PEERS, advantages, peer_cases  # noqa: E402
+from pochade.benchmarks.peers.versus import PEERS, RATIOS, advantages, peer_cases  # noqa: E402
 from pochade.benchmarks.speed import Case, Report, Settings  # noqa: E402
 from pochade.cli import main  # noqa: E402
 from pochade.cli.bench_peers import ALL  # noqa: E402
@@ -146,7 +146,22 @@ def test_ratios_pair_rounds() -> None:
     found = list(advantages(Report(settings, 2, [ours, theirs, late], machine={})))
     ratios = {each.metric: each.rounds for each in found}
     assert {each.peer for each in found} == {"PyTorch fp32"}
-    assert ratios == {"step": (3.0, 3.0), "picture": (3.0, 3.0), "text": (1.0, 1.0), "decode": (1.0, 1.0)}
+    pictures = {"picture_loaded": (3.0, 3.0), "picture_from_files": (3.0, 3.0)}
+    assert ratios == {"step": (3.0, 3.0), "text": (1.0, 1.0), "decode": (1.0, 1.0)} | pictures
+
+
+def test_pictures_are_compared_with_loading_and_without() -> None:
+    settings = Settings("a cat", 64, 64, 2, 9.0, 7, "cpu", None)
+    # Half a second to open each of two models: within a bundle's picture, before a peer's.
+    run = figures(1.0)
+    for name in ("transformer", "vq_decoder"):
+        run["components"][name]["opened"].append(0.5)
+    ours = Case("int8", TINY, "a", 1, None, [run, run])
+    theirs = Case("PyTorch fp32", TINY, "b", 1, None, [run, run], module="pochade.benchmarks.peers.torch_child")
+    assert [ours.median(each) for each in ("picture", "picture_loaded", "picture_from_files")] == [10, 9, 10]
+    assert [theirs.median(each) for each in ("picture", "picture_loaded", "picture_from_files")] == [10, 10, 11]
+    ratios = {each.metric: each.median for each in advantages(Report(settings, 1, [ours, theirs], machine={}))}
+    assert ratios["picture_loaded"] == 10 / 9 and ratios["picture_from_files"] == 11 / 10
 
 
 def test_the_command_line_knows_all_peers() -> None:
@@ -169,7 +184,7 @@ def test_the_verb_measures_beside_pytorch(
     assert "times as long as" in out
     assert "PyTorch bf16" in out
     report = json.loads(path.read_text("utf-8"))
-    assert {row["metric"] for row in report["advantages"]} == {"step", "picture", "text", "decode"}
+    assert {row["metric"] for row in report["advantages"]} == set(RATIOS)
     assert all(row["ratio"] > 0 for row in report["advantages"])
 
 
