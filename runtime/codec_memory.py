@@ -18,8 +18,8 @@ ASIDE = 30_000_000
 TILED = 40_000_000
 """Bytes that a convolution by tiles copies out at most (`pochade.quant.int8_conv`): 9 x 256 channels of a strip."""
 
-HOLES = 40_000_000
-"""Bytes of holes in the heap of each thread that computes strips by itself."""
+HOLES = 64 << 20
+"""Bytes of holes in the heap of each thread that computes strips by itself: glibc makes it of pieces of this size."""
 
 CUDNN_WORK_SPACE = 32 << 20
 """Bytes that a convolution on a card may take while it works, where memory is limited: ONNX Runtime's own number for
@@ -129,7 +129,8 @@ class CodecMemory:
         return (
             self._weights
             + layers
-            + at_once * (kept + self._strips * strip * self._per_pixel + (HOLES if at_once > 1 else 0))
+            + kept
+            + at_once * (self._strips * strip * self._per_pixel + (HOLES if at_once > 1 else 0))
             + ASIDE
             + (DECODED + PICTURE * images) * pixels
         )
