@@ -74,7 +74,7 @@ class Binding:
         """Begin with nothing."""
         self.inputs: dict[str, Any] = {}
         self.outputs: dict[str, Any] = {}
-        """By name, in order; None before the run."""
+        """By name, in order; None where there is no value to write to."""
 
     def bind_ortvalue_input(self, name: str, value: Any) -> None:
         """Give an `OrtValue`."""
@@ -83,6 +83,10 @@ class Binding:
     def bind_output(self, name: str, _: str) -> None:
         """Ask for an output."""
         self.outputs[name] = None
+
+    def bind_ortvalue_output(self, name: str, value: Any) -> None:
+        """Ask for an output in an `OrtValue` that is there."""
+        self.outputs[name] = value
 
     def get_outputs(self) -> list[Any]:
         """The outputs as `OrtValue`s, in the order in which they were asked for."""
@@ -155,8 +159,11 @@ class PartedSession:
             for name in [name for name in values if self._last.get(name, -1) <= i and name not in self._outputs]:
                 del values[name]
                 layers.free(name)
-        for name in binding.outputs:
-            binding.outputs[name] = ort.OrtValue.ortvalue_from_numpy(values[name])
+        for name, kept in binding.outputs.items():
+            if kept is None:
+                binding.outputs[name] = ort.OrtValue.ortvalue_from_numpy(values[name])
+            else:
+                kept.update_inplace(values[name])
 
     def close(self) -> None:
         """End the threads, and let the system have what their heaps still hold; sessions go with the last reference."""

@@ -146,6 +146,17 @@ def test_a_bundle_without_parts_decodes_as_before(changed: tuple[Path, dict[str,
     assert np.array_equal(found["image"], expected["image"])
 
 
+def test_runs_may_be_bound_to_a_buffer(bundles: dict[str, Path]) -> None:
+    bundle = Bundle.open(bundles["monetico-tiny"])
+    factor = int(bundle.manifest.scheduler["codec_factor"])
+    session = ComponentSession(bundle, "vq_decoder", choose("cpu"), 1, Stop(), at_once=2)
+    given = inputs_of(session.component, factor, 2)
+    image = session.buffer("image", image_height=ROWS * factor, image_width=COLUMNS * factor)
+    session.bind(given, {"image": image}).run()
+    assert np.array_equal(image.numpy(), session.run_numpy(given)["image"]) and image.numpy().std() > 0
+    session.close()
+
+
 def test_a_request_to_stop_ends_all_strips(bundles: dict[str, Path]) -> None:
     stop = Stop()
     session = ComponentSession(Bundle.open(bundles["monetico-tiny"]), "vq_decoder", choose("cpu"), 2, stop, at_once=2)
