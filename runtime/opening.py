@@ -194,9 +194,10 @@ def _open(path: Path, where: Path, device: Device, how: Opening, in_strips: bool
     if in_strips:
         # Otherwise what is widened for several readers is widened for each of them.
         options.add_session_config_entry("session.disable_quant_qdq", "1")
-        # Nor should convolutions have channels in blocks, as ONNX Runtime gives them outside of loops: each strip would
-        # be rearranged twice, in more time than that spares.
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        if not device.on_gpu:
+            # Convolutions would have channels in blocks, as ONNX Runtime lets them outside of loops: each strip would
+            # be rearranged twice, in more time than that spares.
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         # Tiles are for the kernel that copies out what each output is made of, nine times what a convolution reads.
         if how.sparing or not has_tiles():
             options.add_free_dimension_override_by_name(FREE_AXIS, 1)
