@@ -18,8 +18,10 @@ ASIDE = 30_000_000
 TILED = 40_000_000
 """Bytes that a convolution by tiles copies out at most (`pochade.quant.int8_conv`): 9 x 256 channels of a strip."""
 
-HOLES = 64 << 20
-"""Bytes of holes in the heap of each thread that computes strips by itself: glibc makes it of pieces of this size."""
+ANOTHER_STRIP, ANOTHER_LEAST = 230_000_000, 60_000_000
+"""Bytes that each more strip at the same time takes: at most, and beside half of what is kept of a small picture. Threads
+have heaps of their own, whose holes grow with the number of strips. Of what decoders of 8-bit numbers took at 256x256 to
+1344x768 (`pochade.benchmarks.budgets`)."""
 
 CUDNN_WORK_SPACE = 32 << 20
 """Bytes that a convolution on a card may take while it works, where memory is limited: ONNX Runtime's own number for
@@ -130,7 +132,8 @@ class CodecMemory:
             self._weights
             + layers
             + kept
-            + at_once * (self._strips * strip * self._per_pixel + (HOLES if at_once > 1 else 0))
+            + self._strips * strip * self._per_pixel
+            + (at_once - 1) * min(ANOTHER_STRIP, ANOTHER_LEAST + layers // 2)
             + ASIDE
             + (DECODED + PICTURE * images) * pixels
         )
