@@ -19,9 +19,9 @@ TILED = 40_000_000
 """Bytes that a convolution by tiles copies out at most (`pochade.quant.int8_conv`): 9 x 256 channels of a strip."""
 
 ANOTHER_STRIP, ANOTHER_LEAST = 230_000_000, 60_000_000
-"""Bytes that each more strip at the same time takes: at most, and beside half of what is kept of a small picture. Threads
-have heaps of their own, whose holes grow with the number of strips. Of what decoders of 8-bit numbers took at 256x256 to
-1344x768 (`pochade.benchmarks.budgets`)."""
+"""Bytes that each more strip at the same time takes: at most, and beside half of what is kept of a small picture.
+Threads have heaps of their own, whose holes grow with the number of strips. Of what decoders of 8-bit numbers took at
+256x256 to 1344x768 (`pochade.benchmarks.budgets`)."""
 
 CUDNN_WORK_SPACE = 32 << 20
 """Bytes that a convolution on a card may take while it works, where memory is limited: ONNX Runtime's own number for
