@@ -19,7 +19,6 @@ from pochade.export.recipes import Recipe, choose, read_recipes
 from pochade.export.trace import save
 from pochade.gpu_graph import with_gpu_graphs
 from pochade.lora_graph import find_sites, save_lora_graph
-from pochade.runtime.strips import computes_in_strips
 from pochade.session_memory import weight_bytes
 from pochade.strip_parts import with_parts
 
@@ -75,8 +74,7 @@ def export_checkpoint(
                 path = writer.path / component.file
                 component = replace(component, lora=save_lora_graph(path, find_sites(ir.load(path))))
             gpu_dtype = "float16" if name in model.half_components else "float32"
-            component = with_gpu_graphs(component, writer.path, gpu_dtype)
-            components[name] = with_parts(component, writer.path) if computes_in_strips(component) else component
+            components[name] = with_parts(with_gpu_graphs(component, writer.path, gpu_dtype), writer.path)
         first = model.tokenizer()
         if first is not None:
             first.save(str(writer.path / TOKENIZER), pretty=False)

@@ -25,7 +25,6 @@ from pochade.quant.scorecard import Scorecard
 from pochade.quant.search import Goal, Search, folder_size, read_recipe, write_recipe
 from pochade.quant.sensitivity import Journal
 from pochade.quant.trial import record_calibration
-from pochade.runtime.strips import computes_in_strips
 from pochade.strip_parts import with_parts
 
 ATTEMPTS = 6
@@ -179,12 +178,11 @@ def _quantized(
         lora=_lora(bundle, component, path),
         gpu=None,
         float_attention=None,
-        parts=(),
     )
     dtype = component.gpu.dtype if component.gpu is not None else "float32"
     quantized = with_gpu_graphs(quantized, folder, dtype)
     quantized = attention.with_float_attention(with_int8_graphs(quantized, folder, scheme), folder)
-    return with_parts(quantized, folder) if computes_in_strips(quantized) else quantized
+    return with_parts(quantized, folder)
 
 
 def _lora(bundle: Bundle, component: Component, path: Path) -> LoraGraph | None:

@@ -18,15 +18,18 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass
 
 from pochade.component import Component, StripPart
 from pochade.graph_edit import forget_shapes, home, subgraphs
+from pochade.runtime.strips import computes_in_strips
 
 
 def with_parts(component: Component, folder: Path) -> Component:
-    """A component with the parts of its graph written beside it.
+    """A component with the parts of its graph written beside it; as it is where it does not compute in strips.
 
     Args:
         component: whose files lie in the folder.
         folder: of the bundle.
     """
+    if not computes_in_strips(component):
+        return component
     path = folder / component.file
     # Parts say what types they take, which graphs do not say of what is between two nodes.
     model = ShapeInferencePass()(ir.load(path)).model
