@@ -18,6 +18,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from pochade.component import FREE_AXIS
+from pochade.graph_edit import take_else_branches
 from pochade.quant.fidelity import Call
 from pochade.quant.rtn import byte_steps, channel_scales, round_channels
 from pochade.quant.scheme import Use
@@ -25,7 +26,6 @@ from pochade.quant.select import Weight, find_weights
 from pochade.quant.streamed import Array, read
 from pochade.quant.surgery import add_constant, add_initializer, drop, graphs_around
 from pochade.runtime.graph import GraphSession
-from pochade.strip_parts import take_else_branches
 
 MARGIN = 1.1
 """How much wider the ranges are than what was seen. Of a trained codec, measured on one picture, it left 46.2 dB of

@@ -69,7 +69,8 @@ class CodecMemory:
             KeyError: the bundle, an old one, tells too little.
         """
         memory = decoder.memory or {}
-        self._weights, self._per_pixel = decoder.held_weights(takes_gpu_graph(decoder, on_gpu)), memory["per_pixel"]
+        self._by_gpu_graph = takes_gpu_graph(decoder, on_gpu)
+        self._weights, self._per_pixel = decoder.held_weights(self._by_gpu_graph), memory["per_pixel"]
         # Strips are float32 whatever layers are kept in; beside products of 8-bit numbers there are rounded ones.
         is_int8 = bool((decoder.quantization or {}).get("int8_convolutions"))
         self._strips = 16 if is_int8 else 4
@@ -79,7 +80,6 @@ class CodecMemory:
         self._recomputes = can_recompute and not (on_gpu and narrow)
         self._recomputed = memory["per_pixel_recomputed"] if self._recomputes else self._per_pixel
         self._decoder = decoder
-        self._has_parts = not takes_gpu_graph(decoder, on_gpu)
         self._factor, self._strip_pixels = factor, strip_pixels(decoder, on_gpu)
         self._on_card = ON_CARD[reads_pictures(decoder), narrow] if on_gpu else None
 
@@ -95,7 +95,7 @@ class CodecMemory:
             threads: that may work.
         """
         strips = 1 if tiling == "off" else strip_count(rows, columns, self._factor, self._strip_pixels)
-        at_once = strips_at_once(self._decoder, threads, strips) if self._has_parts else 1
+        at_once = 1 if self._by_gpu_graph else strips_at_once(self._decoder, threads, strips)
         pixels = rows * columns * self._factor**2
         ways = [
             Way(base + self._peak(pixels, pixels // strips, images, recompute, 1), recompute)

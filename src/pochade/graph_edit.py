@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import onnx_ir as ir
 
@@ -43,14 +43,29 @@ def forget_shapes(model: ir.Model) -> None:
                     value.shape, value.type = None, None
 
 
+def take_else_branches(graph: ir.Graph) -> None:
+    """Put the `else` branch of every If in its place: that of graphs which keep what others compute twice."""
+    for node in [node for node in graph if node.op_type == "If"]:
+        branch = node.attributes["else_branch"].as_graph()
+        results, inner = list(branch.outputs), list(branch)
+        branch.outputs.clear()
+        for moved in inner:
+            branch.remove(moved)
+            moved.name = None  # unique in its branch alone
+        graph.insert_before(node, inner)
+        for value, result in zip(node.outputs, results, strict=True):
+            value.replace_all_uses_with(result)
+        graph.remove(node, safe=True)
+
+
 def subgraphs(node: ir.Node) -> list[ir.Graph]:
     """Bodies and branches of a node."""
     return [value.as_graph() for value in node.attributes.values() if value.type is ir.AttributeType.GRAPH]
 
 
-def constant_values(graph: ir.Graph) -> Iterator[ir.Value]:
-    """What is made of weights alone."""
-    known = {value for value in graph.initializers.values() if not value.is_graph_input()}
+def constant_values(graph: ir.Graph, also: Iterable[ir.Value] = ()) -> Iterator[ir.Value]:
+    """What is made of weights alone, and of other values that count as such."""
+    known = {*(value for value in graph.initializers.values() if not value.is_graph_input()), *also}
     yield from known
     for node in graph:
         if all(value is None or value in known for value in node.inputs) and not subgraphs(node):

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass
 
 from pochade.component import Component, StripPart
-from pochade.graph_edit import forget_shapes, home, subgraphs
+from pochade.graph_edit import constant_values, forget_shapes, home, subgraphs, take_else_branches
 from pochade.runtime.strips import computes_in_strips
 
 
@@ -81,32 +81,13 @@ def part_scans(model: ir.Model) -> list[Part]:
     return parts
 
 
-def take_else_branches(graph: ir.Graph) -> None:
-    """Put the `else` branch of every If in its place: that of graphs which keep what others compute twice."""
-    for node in [node for node in graph if node.op_type == "If"]:
-        branch = node.attributes["else_branch"].as_graph()
-        results, inner = list(branch.outputs), list(branch)
-        branch.outputs.clear()
-        for moved in inner:
-            branch.remove(moved)
-            moved.name = None  # unique in its branch alone
-        graph.insert_before(node, inner)
-        for value, result in zip(node.outputs, results, strict=True):
-            value.replace_all_uses_with(result)
-        graph.remove(node, safe=True)
-
-
 def _fixed(graph: ir.Graph) -> set[ir.Value]:
     """What is made of weights and of the lengths of inputs: each part that reads it makes it itself.
 
     Zero points would otherwise be inputs, and ONNX Runtime has its fast kernels for constant ones.
     """
-    known = set(graph.initializers.values())
-    for node in graph:
-        is_length = node.op_type == "Shape" and node.inputs[0] in graph.inputs
-        if is_length or (not subgraphs(node) and all(value is None or value in known for value in node.inputs)):
-            known.update(node.outputs)
-    return known
+    lengths = (node.outputs[0] for node in graph if node.op_type == "Shape" and node.inputs[0] in graph.inputs)
+    return set(constant_values(graph, lengths))
 
 
 def _given(groups: Sequence[Sequence[ir.Node]]) -> list[list[ir.Value]]:
